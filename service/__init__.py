@@ -1,0 +1,1 @@
+"""The online half: serves student bundles over HTTP. Never imports torch."""
