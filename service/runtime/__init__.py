@@ -1,0 +1,1 @@
+"""From texts to raw exit outputs and answers, synchronously: tokenizing, sessions, stages, heads."""

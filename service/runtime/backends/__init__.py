@@ -1,0 +1,1 @@
+"""Session backends: each loads one stage graph and runs it."""

@@ -1,0 +1,188 @@
+"""Texts to token ids, and ids to padded batches. B items, T tokens.
+
+The tokenizer itself neither pads nor truncates: padding would make an item's ids depend on its company, and
+truncation there would hide how much was dropped. Both are done here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Encoding, Tokenizer
+
+from service.errors import FieldProblem, GraphMismatch, InvalidInput
+
+Ids = npt.NDArray[np.int64]
+Text = str | tuple[str, str]
+Truncate = Literal["error", "end", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text, or one joint pair, as ids.
+
+    Attributes:
+        input_ids: int64 [T], special tokens included.
+        token_type_ids: int64 [T], 1 for the second text of a pair.
+        tokens: how many the whole input has, special tokens included.
+        kept: how many are in `input_ids`.
+    """
+
+    input_ids: Ids
+    token_type_ids: Ids
+    tokens: int
+    kept: int
+
+    @property
+    def dropped(self) -> int:
+        """Tokens cut off."""
+        return self.tokens - self.kept
+
+    @property
+    def truncated(self) -> bool:
+        """Whether anything was cut off."""
+        return self.kept < self.tokens
+
+
+class Encoder:
+    """A bundle's tokenizer with its length limit. Safe from several threads once made."""
+
+    def __init__(self, tokenizer_json: Path | bytes, *, max_tokens: int, pad_id: int) -> None:
+        """Load a tokenizer.
+
+        Args:
+            tokenizer_json: a Hugging Face `tokenizer.json`, or its bytes.
+            max_tokens: the longest sequence the student takes, special tokens included.
+            pad_id: the id that fills short rows of a batch.
+        Raises:
+            GraphMismatch: it does not load, or adds more special tokens than fit.
+        """
+        self.max_tokens = max_tokens
+        self.pad_id = pad_id
+        self._tokenizer = _load(tokenizer_json)
+        if self._tokenizer.num_special_tokens_to_add(False) > max_tokens:
+            raise GraphMismatch(f"tokenizer: its special tokens alone exceed max_tokens = {max_tokens}")
+
+    def encode(self, texts: Sequence[Text], *, truncate: Truncate = "end") -> list[Encoded]:
+        """Turn texts into ids; each result depends on its own text only.
+
+        Args:
+            texts: strings, or pairs to be read as one joint sequence. The empty string is fine.
+            truncate: what to do with an input longer than `max_tokens`: refuse it, cut its end or cut its start.
+                Special tokens always stay; of a pair, the longer text is cut first.
+        Raises:
+            InvalidInput: a string is not Unicode (lone surrogate), or is too long under "error"; names `/inputs/I`.
+        """
+        encodings = self._tokenize(texts)
+        if truncate == "error":
+            self._refuse_long(encodings)
+        return [self._encoded(encoding, truncate) for encoding in encodings]
+
+    def _tokenize(self, texts: Sequence[Text]) -> list[Encoding]:
+        try:
+            return self._tokenizer.encode_batch_fast(list(texts))
+        except (UnicodeError, TypeError) as error:
+            problems = tuple(
+                FieldProblem(f"/inputs/{i}", "not valid Unicode: contains a lone surrogate")
+                for i, text in enumerate(texts)
+                if not _is_unicode(text)
+            )
+            if not problems:
+                raise
+            raise InvalidInput("an input is not valid Unicode", errors=problems) from error
+
+    def _refuse_long(self, encodings: Sequence[Encoding]) -> None:
+        problems = tuple(
+            FieldProblem(f"/inputs/{i}", f"{len(encoding)} tokens, more than the {self.max_tokens} this student takes")
+            for i, encoding in enumerate(encodings)
+            if len(encoding) > self.max_tokens
+        )
+        if problems:
+            raise InvalidInput('an input is too long and `truncate` is "error"', errors=problems)
+
+    def _encoded(self, encoding: Encoding, truncate: Truncate) -> Encoded:
+        ids = np.array(encoding.ids, dtype=np.int64)
+        types = np.array(encoding.type_ids, dtype=np.int64)
+        tokens = len(ids)
+        if tokens > self.max_tokens:
+            keep = kept_positions(encoding.sequence_ids, max_tokens=self.max_tokens, cut_start=truncate == "start")
+            ids, types = ids[keep], types[keep]
+        return Encoded(ids, types, tokens=tokens, kept=len(ids))
+
+
+def _load(tokenizer_json: Path | bytes) -> Tokenizer:
+    where = "tokenizer" if isinstance(tokenizer_json, bytes) else tokenizer_json.name
+    try:
+        raw = tokenizer_json if isinstance(tokenizer_json, bytes) else tokenizer_json.read_bytes()
+        tokenizer: Tokenizer = Tokenizer.from_buffer(raw)
+    except Exception as error:  # tokenizers has no error class of its own
+        raise GraphMismatch(f"{where}: the tokenizer does not load: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _is_unicode(text: Text) -> bool:
+    try:
+        "".join(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def kept_positions(sequence_ids: Sequence[int | None], *, max_tokens: int, cut_start: bool) -> Ids:
+    """Which positions of an over-long sequence stay: all special tokens, and each text's share of the rest.
+
+    Args:
+        sequence_ids: for each position 0 or 1, the text it belongs to, or None for a special token.
+        max_tokens: how many positions may stay.
+        cut_start: keep the last tokens of each text instead of the first.
+
+    >>> kept_positions([None, 0, 0, 0, 0, None], max_tokens=4, cut_start=False).tolist()
+    [0, 1, 2, 5]
+    >>> kept_positions([None, 0, 0, 0, 0, None], max_tokens=4, cut_start=True).tolist()
+    [0, 3, 4, 5]
+    """
+    owner = np.array([-1 if sequence is None else sequence for sequence in sequence_ids])
+    special, first, second = (np.flatnonzero(owner == value) for value in (-1, 0, 1))
+    shares = longest_first(len(first), len(second), budget=max(max_tokens - len(special), 0))
+    parts = [
+        own[len(own) - share :] if cut_start else own[:share]
+        for own, share in zip((first, second), shares, strict=True)
+    ]
+    return np.sort(np.concatenate([special, *parts]))[:max_tokens]
+
+
+def longest_first(first: int, second: int, *, budget: int) -> tuple[int, int]:
+    """How many tokens each text of a pair keeps when the longer one is cut until both fit.
+
+    >>> longest_first(2, 100, budget=20)
+    (2, 18)
+    >>> longest_first(50, 100, budget=21)
+    (10, 11)
+    """
+    short, long = sorted((first, second))
+    short_kept = min(short, budget // 2)
+    long_kept = min(long, budget - short_kept)
+    return (short_kept, long_kept) if first <= second else (long_kept, short_kept)
+
+
+def pad(batch: Sequence[Encoded], *, pad_id: int, length: int | None = None) -> dict[str, Ids]:
+    """Stack encoded items into token inputs.
+
+    Args:
+        batch: at least one item.
+        pad_id: fills `input_ids` beyond an item's own length.
+        length: pad to this many tokens instead of the longest item's.
+    Returns: `input_ids`, `attention_mask`, `token_type_ids`, each int64 [B, T].
+    """
+    lengths = np.array([item.kept for item in batch])
+    present = np.arange(length or int(lengths.max())) < lengths[:, None]
+    input_ids = np.full(present.shape, pad_id, dtype=np.int64)
+    token_type_ids = np.zeros(present.shape, dtype=np.int64)
+    input_ids[present] = np.concatenate([item.input_ids for item in batch])
+    token_type_ids[present] = np.concatenate([item.token_type_ids for item in batch])
+    return {"input_ids": input_ids, "attention_mask": present.astype(np.int64), "token_type_ids": token_type_ids}

@@ -1,0 +1,188 @@
+"""A loaded student and its one synchronous pass: the reference that the engine must equal.
+
+B items, T tokens, C labels, E exits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.bundle.load import Bundle, GoldenSample
+from service.bundle.manifest import Manifest
+from service.errors import GoldenMismatch, GraphMismatch, SettingsInvalid
+from service.runtime import heads
+from service.runtime.encode import Encoded, Encoder, pad
+from service.runtime.heads import ExitPolicy, ExitSetting, Floats
+from service.runtime.pipeline import Array, Pass, Rows, pipeline_of
+from service.runtime.session import load_sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where an item left, and that exit's raw output: logits [C], embedding [D] or score []."""
+
+    exit_index: int
+    raw: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """The outcomes of a batch as arrays: `exit_index` int64 [B], `raw` float32 [B, C] (or [B, D], or [B])."""
+
+    exit_index: Rows
+    raw: Floats
+
+
+class Student:
+    """A student with its graphs loaded on one backend in one precision. Safe from several threads once made."""
+
+    def __init__(
+        self, bundle: Bundle, *, backend: str = "onnxruntime", precision: str | None = None, threads: int = 1
+    ) -> None:
+        """Load the tokenizer and every stage.
+
+        Args:
+            bundle: verified.
+            backend: a backend's name, or "auto".
+            precision: one of the manifest's; None: its default.
+            threads: cores that one run may use.
+        Raises:
+            GraphMismatch: a graph or the tokenizer does not load, or tensors differ from the manifest.
+            SettingsInvalid: no such backend or precision.
+        """
+        _check_one_exit_shape(bundle.manifest)
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self._pool = load_sessions(bundle, backend=backend, precision=precision, threads=threads)
+        self.backend = self._pool.backend
+        self.precision = self._pool.precision
+        self.pad_id = self.manifest.tokenizer.pad_id
+        self.encoder = Encoder(bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id)
+        self.pipeline = pipeline_of(self.manifest)
+
+    def __repr__(self) -> str:
+        return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"
+
+    def policy(self, exit: ExitSetting = "default") -> ExitPolicy:
+        """The exit policy for a request's `exit`, certified for this backend and precision."""
+        return heads.policy_for(self.manifest, backend=self.backend, precision=self.precision, exit=exit)
+
+    def run_stage(self, stage_index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one stage's graph: feeds and outputs by tensor name. Raises: RunFailed."""
+        return self._pool.sessions[stage_index].run(feeds)
+
+    def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
+        """A pass of padded token inputs (int64 [B, T]) through this student's stages."""
+        return Pass(self.pipeline, self.run_stage, feeds, policies)
+
+    def run_padded(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> BatchOutcome:
+        """Answer a padded batch, compacting the survivors after each stage.
+
+        Args:
+            feeds: as from `encode.pad`.
+            policies: one for the whole batch, or one for each item.
+        Raises:
+            RunFailed: a graph failed. Outputs that are not finite are returned as they are.
+        """
+        items = len(feeds["input_ids"])
+        going = self.begin(feeds, policies)
+        exit_index = np.empty(items, dtype=np.int64)
+        raw: Floats | None = None
+        while not going.done:
+            stepped = going.step()
+            if stepped.raw is None or stepped.exit_index is None:
+                continue
+            if raw is None:
+                raw = np.empty((items, *stepped.raw.shape[1:]), dtype=np.float32)
+            rows = stepped.rows[stepped.leaves]
+            exit_index[rows] = stepped.exit_index
+            raw[rows] = stepped.raw[stepped.leaves]
+        assert raw is not None, "the last stage has an exit"
+        return BatchOutcome(exit_index, raw)
+
+    def run(self, batch: Sequence[Encoded], policies: ExitPolicy | Sequence[ExitPolicy]) -> list[Outcome]:
+        """Answer encoded items as one batch, in order. Raises: RunFailed: a graph failed."""
+        if not batch:
+            return []
+        outcome = self.run_padded(pad(batch, pad_id=self.pad_id), policies)
+        return [Outcome(int(left), raw) for left, raw in zip(outcome.exit_index, outcome.raw, strict=True)]
+
+    def all_exits(self, batch: Sequence[Encoded], *, length: int | None = None) -> list[Floats]:
+        """Every exit's raw output of one batch to full depth: E arrays float32 [B, ...]. Raises: RunFailed.
+
+        Args:
+            batch: at least one item.
+            length: pad to this many tokens instead of the longest item's.
+        """
+        going = self.begin(pad(batch, pad_id=self.pad_id, length=length), heads.never(self.manifest))
+        raws: list[Floats] = []
+        while not going.done:
+            stepped = going.step()
+            if stepped.raw is not None:
+                raws.append(stepped.raw)
+        return raws
+
+    def check_golden(self) -> None:
+        """Run every golden sample alone and to full depth.
+
+        Raises:
+            GoldenMismatch: other ids, or or outputs outside the tolerance; names sample and exit.
+            RunFailed: a graph failed.
+        """
+        for index, sample in enumerate(self.bundle.golden.samples):
+            self._check_sample(index, sample)
+
+    def _check_sample(self, index: int, sample: GoldenSample) -> None:
+        text = sample.text if sample.text_pair is None else (sample.text, sample.text_pair)
+        encoded = self.encoder.encode([text])
+        where = f"{self.manifest.name} {self.precision} on {self.backend}: golden sample {index}"
+        if tuple(encoded[0].input_ids.tolist()) != sample.input_ids:
+            raise GoldenMismatch(f"{where}: the tokenizer gives other ids")
+        for leave, raw in zip(self.manifest.exits, self.all_exits(encoded), strict=True):
+            wanted = np.array(sample.outputs[self.precision][leave.id], dtype=np.float32)
+            self._check_output(f"{where}, exit {leave.id!r}", wanted, raw[0].reshape(-1))
+
+    def _check_output(self, where: str, wanted: Floats, found: Floats) -> None:
+        atol = self.manifest.precisions[self.precision].golden_atol
+        if found.shape != wanted.shape:
+            raise GoldenMismatch(f"{where}: {found.size} values, not {wanted.size}")
+        worst = float(np.abs(found - wanted).max())
+        # subtle: written so that NaN fails
+        if not worst <= atol:
+            raise GoldenMismatch(f"{where}: differs by {worst:.3g}, more than {atol:.3g}")
+
+    def prove(self, *, token_budget: int) -> None:
+        """Run the largest batch that the budget allows once, through every stage.
+
+        Args:
+            token_budget: padded tokens of a batch.
+        Raises:
+            SettingsInvalid: the longest legal item does not fit the budget.
+            RunFailed: a graph failed.
+        """
+        longest = self.manifest.max_tokens
+        if longest > token_budget:
+            raise SettingsInvalid(
+                f"token budget {token_budget} is below the {longest} tokens {self.manifest.name} takes"
+            )
+        ids = np.full(longest, self.pad_id, dtype=np.int64)
+        self.all_exits([Encoded(ids, np.zeros_like(ids), tokens=longest, kept=longest)] * (token_budget // longest))
+
+
+def _check_one_exit_shape(manifest: Manifest) -> None:
+    shapes = {manifest.stage(leave.stage).outputs[leave.output].dims for leave in manifest.exits}
+    if len(shapes) > 1:
+        raise GraphMismatch(f"{manifest.name}: its exits write different shapes: {sorted(map(str, shapes))}")
+
+
+def batches_by_length(encoded: Sequence[Encoded], batch_items: int) -> list[list[int]]:
+    """Places of items, sorted by length and cut into batches, so that padding is small.
+
+    Args:
+        encoded: the items.
+        batch_items: the most items in a batch.
+    Returns: lists of indices into `encoded`; every index once.
+    """
+    order = np.argsort([item.kept for item in encoded], kind="stable").tolist()
+    return [order[i : i + batch_items] for i in range(0, len(order), batch_items)]
