@@ -1,0 +1,146 @@
+"""From raw exit outputs to the documents that are sent: results, envelopes, the entries of `/v1/models`.
+
+Numbers stay numpy float32 where they are many; orjson writes them in their shortest form.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service.api.loading import Served
+from service.api.problems import problem
+from service.api.schemas import ClassifyBody, EmbedBody
+from service.api.students import Family
+from service.errors import FieldProblem, RunFailed, ServiceError
+from service.runtime.encode import Encoded
+from service.runtime.heads import ExitPolicy, embedding_answer, label_answer
+from service.runtime.student import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One item's end: what was read of it, or None where that failed, and its outcome or error."""
+
+    encoded: Encoded | None
+    end: Outcome | ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one request, in seconds: its items' longest wait and longest computation, and all of it."""
+
+    queue_s: float
+    compute_s: float
+    total_s: float
+
+
+def results(served: Served, body: ClassifyBody | EmbedBody, items: Sequence[Answered]) -> list[dict[str, Any]]:
+    """One result for each item, in order; a failed item's holds its `error`.
+
+    Raises: ServiceError: an item failed and the request wants to fail as a whole.
+    """
+    return [_result(served, body, place, item) for place, item in enumerate(items)]
+
+
+def _result(served: Served, body: ClassifyBody | EmbedBody, place: int, item: Answered) -> dict[str, Any]:
+    try:
+        if isinstance(item.end, ServiceError):
+            raise _located(place, item.end)
+        return _answer(served, body, item.end) | _taken(served, item.end) | _truncated(item.encoded)
+    except ServiceError as error:
+        if body.on_error == "fail":
+            raise
+        return {"error": problem(error)}
+
+
+def _answer(served: Served, body: ClassifyBody | EmbedBody, outcome: Outcome) -> dict[str, Any]:
+    return _embed(body, outcome) if isinstance(body, EmbedBody) else _classify(served, body, outcome)
+
+
+def _classify(served: Served, body: ClassifyBody, outcome: Outcome) -> dict[str, Any]:
+    manifest = served.manifest
+    temperature = manifest.exits[outcome.exit_index].temperature
+    answer = label_answer(outcome.raw, temperature=temperature, labels=manifest.labels, top_k=body.top_k or 0)
+    document: dict[str, Any] = {"label": answer.label, "score": answer.score}
+    if body.top_k is not None:
+        document["labels"] = [{"label": one.label, "score": one.score} for one in answer.labels]
+    return document
+
+
+def _embed(body: EmbedBody, outcome: Outcome) -> dict[str, Any]:
+    vector = embedding_answer(outcome.raw, normalize=body.normalize)
+    if body.encoding == "base64":
+        return {"embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")}
+    return {"embedding": np.ascontiguousarray(vector)}
+
+
+def _taken(served: Served, outcome: Outcome) -> dict[str, Any]:
+    leave = served.manifest.exits[outcome.exit_index]
+    return {"exit": leave.id, "depth": leave.depth}
+
+
+def _truncated(encoded: Encoded | None) -> dict[str, Any]:
+    if encoded is None or not encoded.truncated:
+        return {}
+    return {"truncated": {"kept": encoded.kept, "dropped": encoded.dropped}}
+
+
+def envelope(
+    served: Served, policy: ExitPolicy, items: Sequence[Answered], timing: Timing, written: list[dict[str, Any]]
+) -> bytes:
+    """The whole answer as JSON."""
+    space = {} if served.manifest.space_id is None else {"space_id": served.manifest.space_id}
+    document = {
+        "model": served.name,
+        "version": served.version,
+        **space,
+        "results": written,
+        "exit": {"risk_requested": policy.risk_requested, "risk_applied": policy.risk_applied},
+        "usage": {"tokens": sum(item.encoded.kept for item in items if item.encoded is not None)},
+        "timing_ms": {
+            "queue": _milliseconds(timing.queue_s),
+            "compute": _milliseconds(timing.compute_s),
+            "total": _milliseconds(timing.total_s),
+        },
+    }
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def _located(place: int, error: ServiceError) -> ServiceError:
+    """The same error; where the input itself broke the graph, with a pointer to the input."""
+    if isinstance(error, RunFailed):
+        return RunFailed(error.detail, errors=(FieldProblem(f"/inputs/{place}", error.detail),))
+    return error
+
+
+def family_document(family: Family) -> dict[str, Any]:
+    """A student's entry of `/v1/models`: OpenAI's fields, then what is served."""
+    production = family.production
+    return {
+        "id": family.name,
+        "object": "model",
+        "created": max((_timestamp(served) for served in family.versions.values()), default=0),
+        "owned_by": "understudy",
+        "task": next((served.manifest.task for served in family.versions.values()), None),
+        "production": None if production is None else production.version,
+        "aliases": {alias: served.version for alias, served in sorted(family.aliases.items())},
+        "versions": [served.card for served in family.versions.values()],
+        "refused": [{"version": refusal.version, "error": refusal.error} for refusal in family.refused],
+    }
+
+
+def _timestamp(served: Served) -> int:
+    """When a version was made, in Unix seconds; 0 where its manifest does not say so in ISO 8601."""
+    try:
+        return int(datetime.fromisoformat(served.manifest.provenance.created).timestamp())
+    except ValueError:
+        return 0

@@ -1,0 +1,92 @@
+"""The examples that OpenAPI shows. Tests send the requests and hold the answers to their models."""
+
+from typing import Any
+
+CLASSIFY_REQUESTS: dict[str, Any] = {
+    "one text": {"value": {"model": "sentiment", "inputs": "a warm and funny film"}},
+    "several, with the three likeliest labels": {
+        "value": {"model": "intent", "inputs": ["where is my card?", "I was charged twice"], "top_k": 3}
+    },
+    "a tighter risk, errors per input, a deadline": {
+        "value": {
+            "model": "intent@production",
+            "inputs": ["where is my card?"],
+            "exit": {"risk": 0.005},
+            "truncate": "error",
+            "on_error": "item",
+            "deadline_ms": 50,
+        }
+    },
+}
+
+_ENVELOPE = {
+    "exit": {"risk_requested": 0.01, "risk_applied": 0.01},
+    "usage": {"tokens": 7},
+    "timing_ms": {"queue": 0.06, "compute": 0.11, "total": 0.41},
+}
+
+CLASSIFY_ANSWER: dict[str, Any] = {
+    "model": "sentiment",
+    "version": 1,
+    "results": [{"label": "positive", "score": 0.9931, "exit": "layer-0", "depth": 0.02}],
+    **_ENVELOPE,
+}
+
+EMBED_REQUESTS: dict[str, Any] = {
+    "one text": {"value": {"inputs": "a warm and funny film"}},
+    "several, as base64 of little-endian float32": {
+        "value": {"inputs": ["a warm and funny film", "where is my card?"], "encoding": "base64"}
+    },
+}
+
+EMBED_ANSWER: dict[str, Any] = {
+    "model": "minilm",
+    "version": 1,
+    "space_id": "all-minilm-l6-v2",
+    "results": [{"embedding": [0.0312, -0.0907, 0.0514], "exit": "full", "depth": 1.0}],
+    **_ENVELOPE,
+    "exit": {"risk_requested": None, "risk_applied": None},
+}
+
+
+def _problem(status: int, code: str, title: str, detail: str, *errors: tuple[str, str]) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "type": f"urn:understudy:error:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    listed = [{"pointer": pointer, "detail": wrong} for pointer, wrong in errors]
+    return document | ({"errors": listed} if listed else {})
+
+
+PROBLEMS: dict[int, dict[str, Any]] = {
+    400: _problem(400, "malformed", "Malformed request", "the body is not JSON: unexpected end of data"),
+    404: _problem(404, "unknown_model", "Unknown model", "no student is named 'intents'"),
+    413: _problem(413, "too_large", "Request too large", "the body is larger than 8388608 bytes"),
+    422: _problem(
+        422, "invalid_input", "Invalid input", "the request has wrong fields", ("/inputs/1", "must be a text")
+    ),
+    429: _problem(429, "overloaded", "Overloaded", "too many items are waiting"),
+    500: _problem(500, "internal", "Internal error", "The service failed on this request; its log says why."),
+    503: _problem(503, "draining", "Draining", "the service is stopping"),
+    504: _problem(504, "deadline_exceeded", "Deadline exceeded", "the deadline passed"),
+}
+
+MODELS_ANSWER: dict[str, Any] = {
+    "object": "list",
+    "data": [
+        {
+            "id": "sentiment",
+            "object": "model",
+            "created": 1767225600,
+            "owned_by": "understudy",
+            "task": "classify",
+            "production": 2,
+            "aliases": {"canary": 3, "production": 2},
+            "versions": [{"version": 2, "labels": ["negative", "positive"], "backend": "onnxruntime"}],
+            "refused": [],
+        }
+    ],
+}

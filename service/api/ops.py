@@ -1,0 +1,109 @@
+"""What is served, whether it is well, and its numbers: `/v1/models`, `/health/*`, `/metrics`."""
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import examples
+from service.api.answers import family_document
+from service.api.problems import MEDIA_TYPE, problem, problem_response
+from service.api.routes import LeanRoute, Responses, problem_documentation
+from service.api.service import Service
+from service.errors import NotReady, UnknownModel
+from service.metrics import CONTENT_TYPE
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def add_ops_routes(app: FastAPI) -> None:
+    """Register the routes that are not about one input."""
+    models = {"content": {"application/json": {"example": examples.MODELS_ANSWER}}}
+    model = {"content": {"application/json": {"example": examples.MODELS_ANSWER["data"][0]}}}
+    unknown: Responses = {404: problem_documentation(404)}
+    unready: Responses = {503: problem_documentation(503)}
+    _add(app, "/v1/models", list_models, "The students in service", {200: models})
+    _add(app, "/v1/models/{name}", show_model, "One student in service", {200: model, **unknown}, path=("name",))
+    _add(app, "/health/live", live, "Whether the process works; restart it if not", unready)
+    _add(app, "/health/ready", ready, "Whether requests will be answered; send none if not", unready)
+    _add(app, "/metrics", metrics, "Prometheus text format", {200: {"content": {CONTENT_TYPE: {}}}})
+
+
+def _add(
+    app: FastAPI,
+    route: str,
+    endpoint: Endpoint,
+    summary: str,
+    responses: Responses,
+    *,
+    path: tuple[str, ...] = (),
+) -> None:
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in path]
+    app.router.add_api_route(
+        route,
+        endpoint,
+        methods=["GET"],
+        route_class_override=LeanRoute,
+        response_model=None,
+        summary=summary,
+        tags=["operations"],
+        responses=responses,
+        openapi_extra={"parameters": parameters} if parameters else None,
+    )
+
+
+def _json(document: object, *, status: int = 200) -> Response:
+    return Response(orjson.dumps(document), status_code=status, media_type="application/json")
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def list_models(request: Request) -> Response:
+    """OpenAI's list, each entry with what is served."""
+    families = _service(request).students.families
+    data = [family_document(family) for _, family in sorted(families.items())]
+    return _json({"object": "list", "data": data})
+
+
+async def show_model(request: Request) -> Response:
+    """One student's entry. Raises: UnknownModel: no such student in the store."""
+    name = request.path_params["name"]
+    family = _service(request).students.families.get(name)
+    if family is None:
+        raise UnknownModel(f"no student is named {name[:64]!r}")
+    return _json(family_document(family))
+
+
+async def live(request: Request) -> Response:
+    """200 while this process can do its work."""
+    if not _service(request).live:
+        return problem_response(NotReady("a part of this process has died; its log says which"))
+    return _json({"status": "live"})
+
+
+async def ready(request: Request) -> Response:
+    """200 once every required student is proved, until the service stops; else what it waits for."""
+    service = _service(request)
+    served, waiting = service.students.served(), service.students.waiting_for()
+    if service.ready:
+        return _json({"status": "ready", "served": served})
+    document = problem(NotReady(_why_not(service, waiting))) | {"served": served, "waiting_for": waiting}
+    return Response(orjson.dumps(document), 503, headers={"retry-after": "1"}, media_type=MEDIA_TYPE)
+
+
+def _why_not(service: Service, waiting: dict[str, str]) -> str:
+    if service.draining:
+        return "the service is stopping"
+    if not service.live:
+        return "a part of this process has died; its log says which"
+    return "not every required student is in service" if waiting else "no student is in service yet"
+
+
+async def metrics(request: Request) -> Response:
+    """Every series, in Prometheus' text format."""
+    return Response(_service(request).metrics.exposition(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,137 @@
+"""`understudy serve`: settings, socket and signals around the app."""
+
+import asyncio
+import inspect
+import logging.config
+import math
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import orjson
+import typer
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
+
+from service.api.app import create_app
+from service.api.logs import log_config, log_event
+from service.api.service import LAST_WORDS_S, Service
+from service.errors import SettingsInvalid
+from service.runtime.session import backend_for
+from service.settings import PREFIX, Settings, load_settings, unknown_variables
+
+KEEP_ALIVE_S = 75
+BACKLOG = 2048
+
+
+def _with_settings_as_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for every setting; those not given arrive as None."""
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name, field))
+        for name, field in Settings.model_fields.items()
+    ]
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *parameters)}
+    return function
+
+
+def _option(name: str, field: Any) -> Any:
+    kind = next((plain for plain in (int, float, Path) if field.annotation in (plain, plain | None)), str)
+    option = typer.Option(f"--{name.replace('_', '-')}", help=f"{field.description} [{PREFIX}{name.upper()}]")
+    return Annotated[kind | None, option]
+
+
+@_with_settings_as_options
+def serve(
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Print the settings in effect, and stop.")] = False,
+    **options: Any,
+) -> None:
+    """Serve the students of a store over HTTP, until SIGTERM or Ctrl-C.
+
+    Raises: SettingsInvalid: a setting is wrong, the store is not there, or the address is taken.
+    """
+    settings = load_settings(**options)
+    if check:
+        typer.echo(orjson.dumps(settings.model_dump(mode="json"), option=orjson.OPT_INDENT_2).decode())
+        return
+    if not settings.store.is_dir():
+        raise SettingsInvalid(f"store ({PREFIX}STORE) = {str(settings.store)!r}: no such directory")
+    backend_for(settings.backend)
+    logging.config.dictConfig(log_config(level=settings.log_level, style=settings.log_format))
+    for variable in unknown_variables(os.environ):
+        log_event(logging.WARNING, "unknown_setting", variable=variable)
+    run(settings)
+
+
+def run(settings: Settings) -> None:
+    """Serve until stopped by a signal. Raises: SettingsInvalid: the address cannot be had."""
+    listening = listen(settings.host, settings.port)
+    # twice the series, for nothing that is asked of them
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s + 2 * LAST_WORDS_S),
+    )
+    host, port = listening.getsockname()[:2]
+    log_event(logging.INFO, "listening", host=host, port=port, store=str(settings.store), slots=settings.slots)
+    Server(config, app).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises: SettingsInvalid: the host is unknown, or the port taken or not allowed."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingsInvalid(f"host ({PREFIX}HOST) = {host!r}: {error.strerror}") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise SettingsInvalid(f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}") from error
+    return listening
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which on the first signal makes the service not ready and drains it, and on the second stops at once."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+        self._draining: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and know the loop that signals post to."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called as a signal arrives."""
+        # subtle: uvicorn's own handler would raise the signal again at the end, so that a clean stop exits non-zero
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        service: Service | None = getattr(self._app.state, "service", None)
+        if service is not None:
+            self._loop.call_soon_threadsafe(self._drain, service)
+
+    def _drain(self, service: Service) -> None:
+        self._draining.add(self._loop.create_task(service.drain()))

@@ -1,0 +1,68 @@
+"""The container files agree with the settings, with one another and with the running service."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import PREFIX, Settings
+
+yaml = pytest.importorskip("yaml", reason="needs the offline half")
+
+DOCKER = Path(__file__).parents[2] / "docker"
+NAMES = {PREFIX + name.upper() for name in Settings.model_fields}
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return document
+
+
+def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
+    named = set(re.findall(rf"{PREFIX}[A-Z_]+", (DOCKER / "Dockerfile").read_text()))
+    assert named <= NAMES
+    assert set(compose["services"]["understudy"]["environment"]) <= NAMES
+
+
+def test_stopping_leaves_time_to_drain(compose: dict[str, Any]) -> None:
+    service = compose["services"]["understudy"]
+    drain_s = float(service["environment"]["UNDERSTUDY_DRAIN_TIMEOUT_S"])
+    assert float(service["stop_grace_period"].removesuffix("s")) > drain_s + 2
+
+
+def test_prometheus_scrapes_the_service(compose: dict[str, Any]) -> None:
+    (job,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
+    host, port = job["static_configs"][0]["targets"][0].split(":")
+    assert compose["services"][host]["ports"][0].endswith(f":{port}")
+
+
+def test_the_targets_are_there(compose: dict[str, Any]) -> None:
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert {service["build"]["target"] for service in compose["services"].values() if "build" in service} <= set(stages)
+    assert stages[-1] == "online"
+
+
+def test_refreshing_is_not_started_by_itself(compose: dict[str, Any]) -> None:
+    assert [name for name, service in compose["services"].items() if "profiles" in service] == ["refresh"]
+
+
+def test_the_service_runs_as_nobody_in_particular() -> None:
+    last = (DOCKER / "Dockerfile").read_text().rsplit("\nFROM ", 1)[1]
+    assert "USER 10001:10001" in last
+    assert "HEALTHCHECK" in last
+
+
+def test_the_health_check_fails_where_nothing_listens(unused_port: str) -> None:
+    check = [sys.executable, str(DOCKER / "healthcheck.py")]
+    done = subprocess.run(check, env={"UNDERSTUDY_PORT": unused_port}, timeout=30, check=False)
+    assert done.returncode == 1
+
+
+@pytest.fixture
+def unused_port() -> str:
+    # nobody may listen there without being root, and no test is expected to
+    return "1"
