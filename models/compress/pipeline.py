@@ -1,0 +1,106 @@
+"""A student's stages as bare graphs: run one after another, and made int8 one after another.
+
+B items, T tokens, C labels or dimensions, N rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from models.compress.int8 import Int8Settings, quantise_static
+from models.compress.ranges import Feeds, Range
+from models.compress.receipt import Receipt, make_receipt
+from service.bundle.manifest import Stage
+
+Array = npt.NDArray[Any]
+_EXIT_OUTPUTS = ("logits", "score", "embedding")
+
+
+class StageRunner:
+    """Runs bare stage graphs on one thread of ONNX Runtime, every item to full depth."""
+
+    def __init__(self, stages: Sequence[Stage], graphs: Mapping[str, Path]) -> None:
+        """Load the graphs.
+
+        Args:
+            stages: manifest entries in pipeline order.
+            graphs: one file for each stage id.
+        """
+        self._stages = tuple(stages)
+        self._sessions = {stage.id: _session(graphs[stage.id]) for stage in stages}
+
+    def __call__(self, batch: Feeds) -> dict[str, Array]:
+        """Run one batch.
+
+        Args:
+            batch: token inputs int64 [B, T]; may hold outputs of earlier stages (`STAGE.OUTPUT`) already.
+        Returns: the batch and every output of these stages, by source name (`00.hidden`).
+        """
+        known: dict[str, Array] = dict(batch)
+        for stage in self._stages:
+            values = self._sessions[stage.id].run(list(stage.outputs), stage_feeds(stage, known))
+            known |= {f"{stage.id}.{name}": value for name, value in zip(stage.outputs, values, strict=True)}
+        return known
+
+
+def stage_feeds(stage: Stage, known: Feeds) -> dict[str, Array]:
+    """A stage's inputs by tensor name, taken from what is known by source name."""
+    return {tensor: known[source] for tensor, source in stage.inputs.items()}
+
+
+def final_outputs(stages: Sequence[Stage], graphs: Mapping[str, Path], batches: Iterable[Feeds]) -> Array:
+    """The last exit's raw output of every row at full depth: float32 [N, C], in the batches' order."""
+    runner = StageRunner(stages, graphs)
+    output = next(name for name in _EXIT_OUTPUTS if name in stages[-1].outputs)
+    rows = [runner(batch)[f"{stages[-1].id}.{output}"] for batch in batches]
+    return np.concatenate([values.reshape(len(values), -1) for values in rows])
+
+
+def quantise_stages(
+    stages: Sequence[Stage],
+    *,
+    fp32: Mapping[str, Path],
+    int8: Mapping[str, Path],
+    batches: Sequence[Feeds],
+    settings: Int8Settings,
+    trained: Mapping[str, Mapping[str, Range]] | None = None,
+) -> Receipt:
+    """Write the int8 graph of every stage.
+
+    Each stage is calibrated on what its *int8* predecessors write, since that is what it will read in service.
+
+    Args:
+        stages: manifest entries in pipeline order.
+        fp32, int8: files by stage id, to read and to write.
+        batches: calibration rows, `input_ids`, `attention_mask` and where needed `token_type_ids`: int64 [B, T].
+        settings: how ranges are chosen.
+        trained: by stage id, ranges by weight name from training for int8; None measures them here.
+    Returns: the receipt, on the calibration rows.
+    Raises: ValueError: no rows, or a trained range fits no weight.
+    """
+    known: list[dict[str, Array]] = [dict(batch) for batch in batches]
+    for stage in stages:
+        feeds = [stage_feeds(stage, batch) | {"attention_mask": batch["attention_mask"]} for batch in known]
+        ranges = None if trained is None else trained[stage.id]
+        quantise_static(fp32[stage.id], int8[stage.id], feeds=feeds, settings=settings, ranges=ranges)
+        runner = StageRunner([stage], int8)
+        known = [runner(batch) for batch in known]
+    return make_receipt(
+        "int8 trained" if trained is not None else f"int8 static, percentile {settings.percentile:g}",
+        before=[fp32[stage.id] for stage in stages],
+        after=[int8[stage.id] for stage in stages],
+        outputs_before=final_outputs(stages, fp32, batches),
+        outputs_after=final_outputs(stages, int8, batches),
+        labels="logits" in stages[-1].outputs,
+    )
+
+
+def _session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])

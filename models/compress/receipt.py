@@ -1,0 +1,85 @@
+"""What a compression pass cost and gained, in numbers.
+
+N rows, C labels or dimensions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A pass over a student: its files' sizes and how its raw outputs moved on the given rows.
+
+    Attributes:
+        name: which pass, with its settings.
+        bytes_before, bytes_after: of all graphs together.
+        rows: how many rows were compared.
+        max_difference, mean_difference: of the absolute differences between raw outputs (logits or embeddings).
+        flips: rows whose label changed; None where the outputs are not logits.
+        mean_cosine: between the rows' raw outputs before and after.
+    """
+
+    name: str
+    bytes_before: int
+    bytes_after: int
+    rows: int
+    max_difference: float
+    mean_difference: float
+    flips: int | None
+    mean_cosine: float
+
+    def line(self) -> str:
+        """The receipt in one line for people."""
+        flips = "" if self.flips is None else f"{self.flips} labels changed, "
+        return (
+            f"{self.name}: {self.bytes_before:,} -> {self.bytes_after:,} bytes; on {self.rows} rows: "
+            f"mean |difference| {self.mean_difference:.4f}, largest {self.max_difference:.4f}, "
+            f"{flips}mean cosine {self.mean_cosine:.4f}"
+        )
+
+
+def make_receipt(
+    name: str,
+    *,
+    before: Sequence[Path],
+    after: Sequence[Path],
+    outputs_before: Floats,
+    outputs_after: Floats,
+    labels: bool = True,
+) -> Receipt:
+    """Compare a student before and after a pass.
+
+    Args:
+        name: which pass, with its settings.
+        before, after: the graph files.
+        outputs_before, outputs_after: float32 [N, C], raw outputs of the last exit on the same rows.
+        labels: whether the outputs are logits.
+    Raises: ValueError: no rows, or shapes differ.
+    """
+    if outputs_before.shape != outputs_after.shape or not outputs_before.size:
+        raise ValueError(f"cannot compare outputs of shapes {outputs_before.shape} and {outputs_after.shape}")
+    differences = np.abs(outputs_before.astype(np.float64) - outputs_after)
+    return Receipt(
+        name=name,
+        bytes_before=sum(path.stat().st_size for path in before),
+        bytes_after=sum(path.stat().st_size for path in after),
+        rows=len(outputs_before),
+        max_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        flips=int((outputs_before.argmax(axis=1) != outputs_after.argmax(axis=1)).sum()) if labels else None,
+        mean_cosine=float(_cosines(outputs_before, outputs_after).mean()),
+    )
+
+
+def _cosines(left: Floats, right: Floats) -> npt.NDArray[np.float64]:
+    """float64 [N]; rows of zeros count as alike."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.where(norms > 0, (a * b).sum(axis=1) / np.maximum(norms, 1e-30), 1.0)

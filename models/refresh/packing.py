@@ -1,0 +1,184 @@
+"""From a trained student to a draft bundle: int8 training where the recipe asks, export, compression, assembly."""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from models.compress.int8 import Int8Settings
+from models.compress.pipeline import quantise_stages
+from models.compress.qat import bake, fake_quantise, measure_ranges, stage_ranges
+from models.compress.ranges import Range
+from models.compress.token_table import quantise_token_table
+from models.distill.train import TransferSet, distil
+from models.export.bundle import BundleParts, write_draft
+from models.export.golden_texts import GOLDEN_TEXTS
+from models.export.stages import ExportedStage, export_stages
+from models.recipe import Int8
+from models.refresh.training import Run, Trained, texts_of
+from models.students.encoder import EncoderStudent
+from models.teachers.teacher import Teacher
+from models.teachers.tokens import tokenise
+from service.bundle.manifest import Exit, Provenance
+
+DRAFT_STEP = 1
+
+_CALIBRATION_BATCH = 32
+_QAT_CHECKPOINT = "qat.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A bundle without certificates, and what compressing it cost, one line each."""
+
+    bundle: Path
+    receipts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The transfer set's texts and gold labels (-1 for none)."""
+
+    texts: Sequence[str]
+    gold: npt.NDArray[np.int64]
+
+
+def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer, provenance: Provenance) -> Draft:
+    """The draft bundle of a trained student (a cached step)."""
+    recipe = run.recipe
+    inputs = {
+        "step": DRAFT_STEP,
+        "student": trained.folder.name,
+        "compress": [entry.model_dump(mode="json") for entry in recipe.compress],
+        "publish": [recipe.publish.precisions, recipe.publish.default_precision],
+        "golden": recipe.golden_texts,
+        "name": recipe.name,
+        "onnx": onnx.__version__,
+    }
+
+    def make(folder: Path) -> None:
+        student, ranges = trained.student, None
+        if recipe.compress and recipe.compress[0].int8 == "qat":
+            student, ranges = _trained_for_int8(run, teacher, trained, transfer, folder / _QAT_CHECKPOINT)
+        exported = export_stages(student.stages(), folder / "graphs")
+        graphs, receipts = _graphs(run, trained, student, exported, ranges)
+        parts = BundleParts(
+            name=recipe.name,
+            task=recipe.task,
+            labels=run.splits.labels,
+            max_tokens=recipe.student.max_tokens,
+            tokenizer_json=trained.trimmed.tokenizer_json,
+            stages=tuple(each.stage for each in exported),
+            exits=_exits(student, exported),
+            graphs={precision: graphs[precision] for precision in recipe.publish.precisions},
+            default_precision=recipe.publish.default_precision,
+            provenance=provenance,
+            golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
+        )
+        write_draft(folder / "bundle", parts)
+        (folder / "receipts.json").write_text(json.dumps(receipts), encoding="utf-8")
+        (folder / _QAT_CHECKPOINT).unlink(missing_ok=True)
+
+    folder = run.cache.run("draft", inputs, make)
+    receipts = json.loads((folder / "receipts.json").read_text(encoding="utf-8"))
+    return Draft(folder / "bundle", tuple(receipts))
+
+
+def exit_name(layer: int, layers: int) -> str:
+    """What an exit is called: `embeddings`, `layer-2`, and `full` for the last.
+
+    >>> [exit_name(layer, 4) for layer in (0, 2, 4)]
+    ['embeddings', 'layer-2', 'full']
+    """
+    if layer == layers:
+        return "full"
+    return "embeddings" if layer == 0 else f"layer-{layer}"
+
+
+def _exits(student: EncoderStudent, exported: Sequence[ExportedStage]) -> tuple[Exit, ...]:
+    config = student.config
+    return tuple(
+        Exit(id=exit_name(layer, config.layers), stage=each.stage.id, output="logits", depth=depth)
+        for layer, each, depth in zip(config.exits, exported, student.depths(), strict=True)
+    )
+
+
+def _graphs(
+    run: Run,
+    trained: Trained,
+    student: EncoderStudent,
+    exported: Sequence[ExportedStage],
+    ranges: Mapping[str, Range] | None,
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The files by precision and stage id, and the receipts."""
+    fp32 = {each.stage.id: each.path for each in exported}
+    if not run.recipe.compress:
+        return {"fp32": fp32}, []
+    settings = run.recipe.compress[0]
+    if settings.token_table == "int8":
+        first = exported[0].path
+        onnx.save(quantise_token_table(onnx.load(first)), first)
+    int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
+    by_stage = None
+    if ranges is not None:
+        per_stage = stage_ranges(student, student.stages(), ranges)
+        by_stage = {each.stage.id: spans for each, spans in zip(exported, per_stage, strict=True)}
+    receipt = quantise_stages(
+        [each.stage for each in exported],
+        fp32=fp32,
+        int8=int8,
+        batches=_calibration_batches(run, trained, settings),
+        settings=Int8Settings(percentile=settings.percentile),
+        trained=by_stage,
+    )
+    return {"fp32": fp32, "int8": int8}, [receipt.line()]
+
+
+def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dict[str, npt.NDArray[np.int64]]]:
+    """Evenly spread whole training rows in the student's ids; the longest rows, where they are parts of others."""
+    texts = texts_of(run.splits.train)
+    if run.recipe.data.parts == "substrings":
+        texts = sorted(texts, key=len)[-4 * settings.rows :]
+    chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
+    tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
+    order = np.argsort(tokens.lengths, kind="stable")
+    batches = []
+    for begin in range(0, len(order), _CALIBRATION_BATCH):
+        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
+        batches.append({"input_ids": padded.input_ids.numpy(), "attention_mask": padded.attention_mask.numpy()})
+    return batches
+
+
+def _trained_for_int8(
+    run: Run, teacher: Teacher, trained: Trained, transfer: Transfer, checkpoint: Path
+) -> tuple[EncoderStudent, Mapping[str, Range]]:
+    """A copy of the student trained on with rounded weights and activations, and the ranges it was trained with."""
+    recipe, settings = run.recipe, run.recipe.compress[0]
+    student = copy.deepcopy(trained.student)
+    ranges = measure_ranges(student, _calibration_batches(run, trained, settings), percentile=settings.percentile)
+    fake_quantise(student, ranges, token_table=settings.token_table == "int8")
+    plan: dict[str, Any] = {
+        "epochs": settings.qat_epochs,
+        "learning_rate": settings.qat_learning_rate,
+        "average": "none",
+        "objectives": tuple(o for o in recipe.distil.objectives if o.hidden is None and o.attention is None),
+    }
+    tokens = tokenise(trained.trimmed.tokenizer_json, transfer.texts, max_tokens=recipe.student.max_tokens)
+    with run.reporter.step("int8 training") as progress:
+        distil(
+            student,
+            TransferSet(tokens, run.labels_of(teacher, transfer.texts), transfer.gold),
+            recipe.distil.model_copy(update=plan),
+            seed=recipe.seed,
+            bf16=False,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    bake(student)
+    return student, ranges

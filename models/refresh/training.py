@@ -1,0 +1,214 @@
+"""The training steps of a refresh: teacher, transfer set, labels, student. Each is cached by what it depends on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.data.augment import Augmenter
+from models.data.cuts import Splits
+from models.data.rows import Row
+from models.distill.train import Inside, TransferSet, distil, inside_of, needs_inside
+from models.errors import OfflineError, RecipeInvalid
+from models.recipe import Recipe
+from models.refresh.cache import StepCache
+from models.refresh.progress import Reporter
+from models.students.build import new_student
+from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
+from models.teachers.fine_tune import fine_tune, gold_of, text_of
+from models.teachers.labels import label
+from models.teachers.teacher import Matrix, Teacher, check_labels, load_teacher
+from models.teachers.tokens import Text, tokenise
+
+TEACHER_STEP, TRANSFER_STEP, STUDENT_STEP = 1, 1, 1
+"""Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+class TrainingDiverged(OfflineError):
+    """The student's loss is not finite; a lower learning rate is the usual cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every step of one refresh shares."""
+
+    recipe: Recipe
+    splits: Splits
+    cache: StepCache
+    reporter: Reporter
+
+    def labels_of(self, teacher: Teacher, texts: Sequence[Text]) -> Matrix:
+        """The teacher's raw logits, float32 [N, C], cached by content."""
+        with self.reporter.step("labels") as progress:
+            return label(teacher, texts, directory=self.cache.root / "labels", progress=progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained student as it stands in its step's folder."""
+
+    folder: Path
+    student: EncoderStudent
+    trimmed: Trimmed
+
+
+def texts_of(rows: Sequence[Row]) -> list[str]:
+    """The texts of single-text rows. Raises: RecipeInvalid: a row is a pair, which the encoder does not take."""
+    for row in rows:
+        if row.text_pair is not None:
+            raise RecipeInvalid(f"{row.file}:{row.line}: text_pair: student.architecture encoder takes single texts")
+    return [row.text for row in rows]
+
+
+def make_teacher(run: Run) -> Teacher:
+    """The recipe's teacher: as it is, or fine-tuned (a cached step)."""
+    recipe, splits = run.recipe, run.splits
+    settings = recipe.teacher.fine_tune
+    if settings is None:
+        teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
+        check_labels(teacher, splits.labels)
+        return teacher
+    inputs = {
+        "step": TEACHER_STEP,
+        "source": load_teacher(recipe.teacher.source).digest(),
+        "settings": settings.model_dump(mode="json"),
+        "rows": {split: splits.digests[split] for split in ("train", "dev")},
+        "torch": str(torch.__version__),
+    }
+
+    def make(folder: Path) -> None:
+        with run.reporter.step("teacher") as progress:
+            tuned = fine_tune(
+                recipe.teacher.source,
+                splits.train,
+                splits.labels,
+                settings,
+                seed=settings.seed,
+                dev=splits.dev,
+                checkpoint=folder / _CHECKPOINT,
+                progress=progress,
+            )
+        tuned.teacher.save(folder / "teacher")
+        (folder / "dev.json").write_text(json.dumps({"dev_accuracy": tuned.dev_accuracy}), encoding="utf-8")
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    return load_teacher(run.cache.run("teacher", inputs, make) / "teacher")
+
+
+def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """What the student learns from: training texts, their variants, unlabelled texts; and the gold labels, -1 for none.
+
+    Args:
+        neighbours: function of the teacher giving each word's stand-ins; called only when the step runs.
+    """
+    recipe, splits = run.recipe, run.splits
+    settings = recipe.distil.augment
+    train = texts_of(splits.train)
+    inputs = {
+        "step": TRANSFER_STEP,
+        "teacher": teacher.digest(),
+        "augment": settings.model_dump(mode="json"),
+        "rows": splits.digests,
+        "unlabelled": len(splits.unlabelled),
+    }
+
+    def make(folder: Path) -> None:
+        augmenter = Augmenter(neighbours(teacher), settings, settings.seed, forbidden=splits.held_out_keys())
+        varied = [text for text in train if len(text.split()) >= settings.min_words]
+        variants = augmenter.augment_all(varied, settings.rows)
+        (folder / "variants.json").write_text(json.dumps(variants), encoding="utf-8")
+
+    folder = run.cache.run("transfer", inputs, make)
+    variants = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
+    texts = [*train, *variants, *splits.unlabelled]
+    gold = np.full(len(texts), -1, dtype=np.int64)
+    gold[: len(train)] = gold_of(splits.train, splits.labels)
+    return texts, gold
+
+
+def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDArray[np.int64]) -> Trained:
+    """The distilled student, in float32 (a cached step)."""
+    recipe = run.recipe
+    inputs = {
+        "step": STUDENT_STEP,
+        "teacher": teacher.digest(),
+        "student": recipe.student.model_dump(mode="json"),
+        "distil": recipe.distil.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "rows": run.splits.digests,
+        "unlabelled": len(run.splits.unlabelled),
+        "torch": str(torch.__version__),
+    }
+
+    def make(folder: Path) -> None:
+        logits = run.labels_of(teacher, texts)
+        trimmed = _vocabulary(recipe, teacher, texts)
+        student = new_student(
+            recipe.student,
+            n_labels=len(run.splits.labels),
+            trimmed=trimmed,
+            state=teacher.encoder_state(),
+            seed=recipe.seed,
+        )
+        tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=recipe.student.max_tokens)
+        with run.reporter.step("student") as progress:
+            try:
+                distil(
+                    student,
+                    TransferSet(tokens, logits, gold),
+                    recipe.distil,
+                    seed=recipe.seed,
+                    inside=_inside(recipe, teacher, trimmed),
+                    teacher_hidden=int(teacher.config.hidden_size),
+                    checkpoint=folder / _CHECKPOINT,
+                    progress=progress,
+                )
+            except FloatingPointError as error:
+                raise TrainingDiverged(f"training the student diverged: {error}") from error
+        _save(folder, student, trimmed)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    return load_trained(run.cache.run("student", inputs, make))
+
+
+def _vocabulary(recipe: Recipe, teacher: Teacher, texts: Sequence[Text]) -> Trimmed:
+    if recipe.student.vocabulary == "full":
+        return untrimmed(teacher.tokenizer_json)
+    return trim_tokenizer(teacher.tokenizer_json, texts, min_count=recipe.student.vocabulary_min_count)
+
+
+def _inside(recipe: Recipe, teacher: Teacher, trimmed: Trimmed) -> Inside | None:
+    return inside_of(teacher, trimmed.kept_ids) if needs_inside(recipe.distil.objectives) else None
+
+
+def _save(folder: Path, student: EncoderStudent, trimmed: Trimmed) -> None:
+    save_file(
+        {name: value.contiguous() for name, value in student.state_dict().items()}, folder / "student.safetensors"
+    )
+    (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
+    np.save(folder / "kept_ids.npy", trimmed.kept_ids)
+    (folder / "config.json").write_text(json.dumps(asdict(student.config)), encoding="utf-8")
+
+
+def load_trained(folder: Path) -> Trained:
+    """The student that `make_student` left in its step's folder."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
+    return Trained(folder, student.eval(), trimmed)
+
+
+def teacher_labels(run: Run, teacher: Teacher, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The teacher's answers on rows, as label names."""
+    logits = run.labels_of(teacher, [text_of(row) for row in rows])
+    return tuple(run.splits.labels[index] for index in logits.argmax(axis=1))

@@ -1,0 +1,1 @@
+"""The report card: what a person reads before promoting a version."""

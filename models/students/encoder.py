@@ -1,0 +1,263 @@
+"""The encoder student: token embeddings, post-LN transformer layers, a head at each exit, cut into stages there.
+
+Written plainly, so that the exported graphs hold standard operators only: inside a stage the states are flat
+[B*T, H], so that every linear layer is one Gemm; attention is spelled out; the mask is an addend.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+# B items, T tokens, H hidden, E width of the token table, C labels, F local features
+
+_MASKED_SCORE = -10_000.0
+_MASKED_STATE = -100.0
+_NORM_EPS = 1e-12
+_REFERENCE_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """The student's shape. `exits` are layer numbers, rising, the last being `layers`; 0 is after the embeddings.
+
+    `token_width` is the width of the token table (then projected to `hidden`); None: `hidden` itself.
+    `local_features` are channels of a convolution over three tokens that the exit at 0 sees besides the pooled
+    states; 0: none. `head_width` is the width of each exit's one inner layer.
+    """
+
+    vocabulary: int
+    n_labels: int
+    layers: int
+    hidden: int
+    heads: int
+    feed_forward: int
+    exits: tuple[int, ...]
+    max_tokens: int
+    token_width: int | None = None
+    local_features: int = 0
+    head_width: int = 256
+    activation: Literal["relu", "gelu"] = "relu"
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a pass gives: `logits` float [B, C] of each exit; `hidden` float [B, T, H] after the embeddings and each
+    layer, `attention` float [B, heads, T, T] of each layer before dropout."""
+
+    logits: tuple[Tensor, ...]
+    hidden: tuple[Tensor, ...]
+    attention: tuple[Tensor, ...]
+
+
+class Embeddings(nn.Module):
+    """Token and position rows, normalised. The row of token type 0 is folded into the positions."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width = config.token_width or config.hidden
+        self.tokens = nn.Embedding(config.vocabulary, width)
+        self.projection = nn.Linear(width, config.hidden) if width != config.hidden else None
+        self.positions = nn.Parameter(torch.zeros(config.max_tokens, config.hidden))
+        self.norm = nn.LayerNorm(config.hidden, eps=_NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """float [B*T, H] of int64 [B, T]."""
+        rows = self.tokens(input_ids)
+        if self.projection is not None:
+            rows = self.projection(rows)
+        states = self.norm(rows + self.positions[: input_ids.shape[1]])
+        flat: Tensor = self.dropout(states).reshape(-1, states.shape[-1])
+        return flat
+
+
+class Layer(nn.Module):
+    """One post-LN transformer layer on flat states."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.heads, self.width = config.heads, hidden // config.heads
+        self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.value, self.output = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.attention_norm, self.norm = nn.LayerNorm(hidden, eps=_NORM_EPS), nn.LayerNorm(hidden, eps=_NORM_EPS)
+        self.up, self.down = nn.Linear(hidden, config.feed_forward), nn.Linear(config.feed_forward, hidden)
+        self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, flat: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """States and attention.
+
+        Args:
+            flat: float [B*T, H].
+            bias: float [B, 1, 1, T], 0 on tokens and very negative on padding.
+        Returns: float [B*T, H], and the attention weights float [B, heads, T, T].
+        """
+        query, key, value = (self._split(part(flat), bias) for part in (self.query, self.key, self.value))
+        scores = query @ key.transpose(-1, -2) * (1 / math.sqrt(self.width)) + bias
+        attention = torch.softmax(scores, dim=-1)
+        mixed = (self.dropout(attention) @ value).transpose(1, 2).reshape(-1, self.heads * self.width)
+        flat = self.attention_norm(flat + self.dropout(self.output(mixed)))
+        inner = self.down(self.activation(self.up(flat)))
+        return self.norm(flat + self.dropout(inner)), attention
+
+    def _split(self, flat: Tensor, bias: Tensor) -> Tensor:
+        """float [B, heads, T, H / heads] of [B*T, H]."""
+        return flat.reshape(bias.shape[0], bias.shape[-1], self.heads, self.width).transpose(1, 2)
+
+
+class LocalFeatures(nn.Module):
+    """A convolution over each token and its two neighbours, and the largest value of each channel."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.features = nn.Linear(3 * config.hidden, config.local_features)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """float [B, F] of float [B, T, H] and the mask float [B, T]."""
+        inside = nn.functional.pad(hidden * mask[:, :, None], (0, 0, 1, 1))
+        around = torch.cat([inside[:, :-2], inside[:, 1:-1], inside[:, 2:]], dim=-1)
+        flat = torch.relu(self.features(around.reshape(-1, around.shape[-1])))
+        return (flat.reshape(mask.shape[0], mask.shape[1], -1) * mask[:, :, None]).amax(dim=1)
+
+
+class ExitHead(nn.Module):
+    """Mean and maximum over the tokens (and local features, where it has them), one inner layer, logits."""
+
+    def __init__(self, config: EncoderConfig, *, local: bool) -> None:
+        super().__init__()
+        self.local = LocalFeatures(config) if local else None
+        width = 2 * config.hidden + (config.local_features if local else 0)
+        self.inner = nn.Linear(width, config.head_width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.logits = nn.Linear(config.head_width, config.n_labels)
+
+    def forward(self, flat: Tensor, attention_mask: Tensor) -> Tensor:
+        """float [B, C] of flat states float [B*T, H] and the mask int64 [B, T]."""
+        mask = attention_mask.to(flat.dtype)
+        hidden = flat.reshape(mask.shape[0], mask.shape[1], -1)
+        mean = ((mask / mask.sum(1, keepdim=True))[:, None, :] @ hidden)[:, 0]
+        largest = torch.where(attention_mask[:, :, None] > 0, hidden, _MASKED_STATE).amax(dim=1)
+        seen = [mean, largest] if self.local is None else [mean, largest, self.local(hidden, mask)]
+        inner = torch.relu(self.inner(self.dropout(torch.cat(seen, dim=-1))))
+        logits: Tensor = self.logits(self.dropout(inner))
+        return logits
+
+
+class EncoderStudent(nn.Module):
+    """The whole student. `stages` cuts it at its exits; cut or whole, it computes the same."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        with_local = [config.local_features > 0 and leave == 0 for leave in config.exits]
+        self.exits = nn.ModuleList(ExitHead(config, local=local) for local in with_local)
+        self.apply(_initialise)
+
+    def exit_head(self, index: int) -> ExitHead:
+        """The head of the exit at `index`."""
+        head = self.exits[index]
+        assert isinstance(head, ExitHead)
+        return head
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
+        """Run all layers.
+
+        Args:
+            input_ids: int64 [B, T], T at most `max_tokens`.
+            attention_mask: int64 [B, T], 1 on tokens, 0 on padding.
+        """
+        shape = (*input_ids.shape, self.config.hidden)
+        flat, bias = self.embeddings(input_ids), mask_bias(attention_mask)
+        states, attentions = [flat], []
+        for layer in self.layers:
+            flat, attention = layer(flat, bias)
+            states.append(flat)
+            attentions.append(attention)
+        logits = [
+            head(states[leave], attention_mask) for leave, head in zip(self.config.exits, self.exits, strict=True)
+        ]
+        return Outputs(tuple(logits), tuple(state.reshape(shape) for state in states), tuple(attentions))
+
+    def stages(self) -> "list[StageModule]":
+        """The student cut at its exits, one module an exit; parameters are shared with the student."""
+        begins = (0, *self.config.exits[:-1])
+        return [StageModule(self, index, begin) for index, begin in enumerate(begins)]
+
+    def depths(self, *, tokens: int = _REFERENCE_TOKENS) -> tuple[float, ...]:
+        """Of each exit, the share of the full student's multiply-adds for a text of `tokens` tokens."""
+        done = 0
+        at_exits: list[int] = []
+        for stage in self.stages():
+            done += stage.multiply_adds(tokens)
+            at_exits.append(done)
+        return tuple(count / done for count in at_exits)
+
+
+class StageModule(nn.Module):
+    """From one exit (or the ids) to the next: what is exported as one graph.
+
+    `input_names` are those of forward's arguments, `output_names` of its outputs: `hidden` and `logits`, in the
+    last stage `logits` alone.
+    """
+
+    def __init__(self, student: EncoderStudent, index: int, begin: int) -> None:
+        super().__init__()
+        config = student.config
+        end = config.exits[index]
+        self.config = config
+        self.stage_id = f"{index:02d}"
+        self.is_first, self.is_last = index == 0, index == len(config.exits) - 1
+        self.input_names = ("input_ids" if self.is_first else "hidden", "attention_mask")
+        self.output_names = ("logits",) if self.is_last else ("hidden", "logits")
+        self.embeddings = student.embeddings if self.is_first else None
+        self.layers = nn.ModuleList(student.layers[at] for at in range(begin, end))
+        self.exit = student.exit_head(index)
+
+    def forward(self, source: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """One stage.
+
+        Args:
+            source: int64 [B, T] ids in the first stage, else float32 [B, T, H].
+            attention_mask: int64 [B, T].
+        Returns: (hidden float32 [B, T, H], logits float32 [B, C]), in the last stage (logits,).
+        """
+        flat = self.embeddings(source) if self.embeddings is not None else source.reshape(-1, self.config.hidden)
+        if len(self.layers):
+            bias = mask_bias(attention_mask)
+            for layer in self.layers:
+                flat, _ = layer(flat, bias)
+        logits = self.exit(flat, attention_mask)
+        if self.is_last:
+            return (logits,)
+        return flat.reshape(attention_mask.shape[0], attention_mask.shape[1], self.config.hidden), logits
+
+    def multiply_adds(self, tokens: int) -> int:
+        """Multiply-adds for one text of `tokens` tokens; look-ups and norms count as none."""
+        config = self.config
+        layer = 4 * config.hidden**2 + 2 * config.hidden * config.feed_forward + 2 * tokens * config.hidden
+        total = len(self.layers) * layer * tokens
+        if self.embeddings is not None and self.embeddings.projection is not None:
+            total += tokens * self.embeddings.projection.weight.numel()
+        if self.exit.local is not None:
+            total += tokens * self.exit.local.features.weight.numel()
+        return total + self.exit.inner.weight.numel() + self.exit.logits.weight.numel()
+
+
+def mask_bias(attention_mask: Tensor) -> Tensor:
+    """float32 [B, 1, 1, T]: 0 on tokens, so negative on padding that its attention is exactly 0."""
+    return (1 - attention_mask.to(torch.float32))[:, None, None, :] * _MASKED_SCORE
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.05)

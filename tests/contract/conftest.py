@@ -1,0 +1,101 @@
+"""A tiny random student, trained on nothing, exported in both precisions and published in a store."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from models.compress.int8 import Int8Settings
+from models.compress.pipeline import quantise_stages
+from models.compress.token_table import quantise_token_table
+from models.export.bundle import BundleParts, write_draft
+from models.export.stages import export_stages
+from models.students.encoder import EncoderConfig, EncoderStudent
+from service.bundle.manifest import Exit, Provenance
+from service.runtime.encode import Encoder, pad
+from service.store.store import Store
+
+BuildBundle = Callable[..., Path]
+LABELS = tuple(f"label-{i}" for i in range(6))
+WORDS = (
+    *("the", "a", "is", "was", "it", "very", "not", "film", "card", "my", "and", "but", "this", "where", "how", "do"),
+    *("bad", "awful", "slow", "okay", "good", "great", "fast"),
+)
+
+
+def sentences(n: int, *, seed: int) -> list[str]:
+    """Texts of 1 to 20 words."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 21, (n,), generator=draw).tolist()
+    return [" ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (k,), generator=draw)) for k in lengths]
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """64 texts that nothing was calibrated on."""
+    return sentences(64, seed=2)
+
+
+@pytest.fixture(scope="session")
+def student(tokenizer_json: bytes) -> EncoderStudent:
+    """The torch student."""
+    torch.manual_seed(11)
+    config = EncoderConfig(
+        vocabulary=Tokenizer.from_buffer(tokenizer_json).get_vocab_size(),
+        n_labels=len(LABELS),
+        layers=4,
+        hidden=32,
+        heads=2,
+        feed_forward=64,
+        exits=(0, 2, 4),
+        max_tokens=24,
+        local_features=8,
+    )
+    made = EncoderStudent(config).eval()
+    torch.nn.init.normal_(made.embeddings.tokens.weight)
+    for head in made.exits:
+        torch.nn.init.normal_(head.logits.weight, std=0.7)
+    return made
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(tmp_path_factory: pytest.TempPathFactory, build_bundle: BuildBundle) -> bytes:
+    """A WordPiece tokenizer that knows `WORDS`."""
+    return (build_bundle(tmp_path_factory.mktemp("toy")) / "tokenizer.json").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def published(student: EncoderStudent, tokenizer_json: bytes, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store in which version 1 of `tiny` is in production; read only."""
+    work = tmp_path_factory.mktemp("work")
+    exported = export_stages(student.stages(), work / "graphs")
+    first = exported[0].path
+    onnx.save(quantise_token_table(onnx.load(first)), first)
+    stages = tuple(item.stage for item in exported)
+    fp32 = {item.stage.id: item.path for item in exported}
+    int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
+    encoded = Encoder(tokenizer_json, max_tokens=24, pad_id=0).encode(sentences(128, seed=1))
+    batches = [pad(encoded[at : at + 16], pad_id=0) for at in range(0, 128, 16)]
+    quantise_stages(stages, fp32=fp32, int8=int8, batches=batches, settings=Int8Settings())
+    parts = BundleParts(
+        name="tiny",
+        task="classify",
+        labels=LABELS,
+        max_tokens=24,
+        tokenizer_json=tokenizer_json,
+        stages=stages,
+        exits=tuple(
+            Exit(id=f"layer-{layer}", stage=stage.id, output="logits", depth=depth)
+            for layer, stage, depth in zip((0, 2, 4), stages, student.depths(), strict=True)
+        ),
+        graphs={"fp32": fp32, "int8": int8},
+        default_precision="int8",
+        provenance=Provenance(made_by="test", created="2025-01-01T00:00:00Z"),
+    )
+    draft = write_draft(work / "draft", parts)
+    store = Store(tmp_path_factory.mktemp("store"))
+    assert store.publish(draft.path, name="tiny", alias="production") == 1
+    return store

@@ -1,0 +1,157 @@
+"""The whole job on toy data: a recipe in, a certified student out, and nothing published when something is wrong."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.errors import DataInvalid, GateFailed, RecipeInvalid
+from models.recipe import read_recipe
+from models.refresh.cache import StepCache
+from models.refresh.job import refresh
+from models.refresh.progress import Reporter
+from service.runtime.student import Student
+from service.store.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+MakeRecipe = Callable[..., Path]
+
+
+class Job:
+    """A refresh of one recipe in one place."""
+
+    def __init__(self, recipe: Path, place: Path) -> None:
+        self.recipe, self.store, self.runs = recipe, place / "store", place / "runs"
+
+    def run(self, *, seeds: int = 1, resume: bool = False):
+        cache = StepCache(self.runs, resume=resume)
+        said = io.StringIO()
+        published = refresh(
+            read_recipe(self.recipe), store=self.store, cache=cache, seeds=seeds, reporter=Reporter(said)
+        )
+        return published, cache, said.getvalue()
+
+
+@pytest.fixture
+def job(make_recipe: MakeRecipe, tmp_path: Path) -> Job:
+    return Job(make_recipe(), tmp_path)
+
+
+def test_a_recipe_becomes_a_served_student(job: Job):
+    published, cache, said = job.run(seeds=2)
+    assert (published.name, published.version, published.alias) == ("toy-intent", 1, "canary")
+    bundle = Store(job.store).open("toy-intent", 1)
+    manifest = bundle.manifest
+    assert set(manifest.precisions) == {"fp32", "int8"}
+    assert {(c.backend, c.precision) for c in manifest.certificates} == {
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+    }
+    assert manifest.quality is not None
+    assert manifest.quality.rows == 200
+    assert str(job.recipe.parent) not in str(manifest.provenance.recipe["name"])
+    card = (bundle.path / "card.md").read_text()
+    assert "Other seeds" in card
+    assert "gate: bytes" in said
+    student = Student(bundle)
+    outcome = student.run(student.encoder.encode(["where is my lost card"]), student.policy("default"))[0]
+    assert manifest.labels[outcome.raw.argmax()] == "lost_card"
+
+    again, cache, _ = job.run(seeds=2)
+    assert (again.version, again.new) == (1, False)
+    assert [receipt.step for receipt in cache.receipts if not receipt.cached] == []
+
+
+def test_a_failed_gate_publishes_nothing(make_recipe: MakeRecipe, tmp_path: Path):
+    job = Job(make_recipe(gates={"retention": 0.5, "bytes": 10}), tmp_path)
+    with pytest.raises(GateFailed, match="nothing was published: bytes"):
+        job.run()
+    assert not job.store.exists() or Store(job.store).students() == []
+
+
+def test_test_rows_that_are_the_training_rows_are_refused(make_recipe: MakeRecipe, tmp_path: Path):
+    path = make_recipe()
+    (tmp_path / "data" / "test.jsonl").write_bytes((tmp_path / "data" / "train.jsonl").read_bytes())
+    with pytest.raises(RecipeInvalid, match="train file too"):
+        Job(path, tmp_path).run()
+
+
+def test_one_label_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
+    path = make_recipe()
+    rows = [json.dumps({"text": f"my card {number}", "label": "only"}) for number in range(200)]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataInvalid, match="label"):
+        Job(path, tmp_path).run()
+
+
+def test_pairs_are_refused_before_anything_is_trained(make_recipe: MakeRecipe, tmp_path: Path):
+    path = make_recipe()
+    for split in ("train", "test"):
+        file = tmp_path / "data" / f"{split}.jsonl"
+        rows = [{**json.loads(line), "text_pair": "my money"} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(RecipeInvalid, match=r"train.jsonl:1: text_pair"):
+        Job(path, tmp_path).run()
+
+
+def command(job: Job, *more: str) -> list[str]:
+    place = ["--store", str(job.store), "--runs", str(job.runs)]
+    return [sys.executable, "-m", "service.cli", "refresh", str(job.recipe), *place, *more]
+
+
+def interrupted_at(job: Job, words: str, number: signal.Signals) -> int:
+    """Start the verb, send it the signal as soon as it says `words`, and wait for its end."""
+    process = subprocess.Popen(command(job), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet())
+    assert process.stderr is not None
+    for line in process.stderr:
+        if words in line:
+            process.send_signal(number)
+            break
+    process.communicate()
+    return process.returncode
+
+
+def quiet() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_refresh_shows_nothing_and_resumes(job: Job, number: signal.Signals):
+    status = interrupted_at(job, "compress:", number)
+    assert status == (130 if number is signal.SIGINT else -signal.SIGKILL)
+    assert not job.store.exists() or Store(job.store).students() == []
+    done = subprocess.run(command(job, "--resume"), capture_output=True, text=True, env=quiet(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"published toy-intent@1 as toy-intent@canary in {job.store}\n"
+    assert "teacher:" in done.stderr
+    assert "(cached)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "students.layers=2"], "students"),
+        (["--set", "student.layers=many"], "student.layers"),
+        (["--set", "data.train=/nowhere.jsonl"], "/nowhere.jsonl"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_status_2(job: Job, arguments: list[str], says: str):
+    done = subprocess.run(command(job, *arguments), capture_output=True, text=True, env=quiet(), check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert says in done.stderr
+
+
+def test_a_dry_run_makes_nothing(job: Job):
+    done = subprocess.run(command(job, "--dry-run"), capture_output=True, text=True, env=quiet(), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was made" in done.stderr
+    assert not job.store.exists()
+    assert [entry.name for entry in job.runs.iterdir()] == [".lock"]

@@ -1,0 +1,128 @@
+"""The encoder student: cut or whole it computes the same, alone or in company, padded or not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.students.encoder import EncoderConfig, EncoderStudent
+
+CONFIG = EncoderConfig(
+    vocabulary=50,
+    n_labels=5,
+    layers=4,
+    hidden=16,
+    heads=2,
+    feed_forward=32,
+    exits=(0, 2, 4),
+    max_tokens=20,
+    head_width=8,
+)
+SHAPES = {
+    "plain": CONFIG,
+    "one exit": replace(CONFIG, exits=(4,)),
+    "no exit at the embeddings": replace(CONFIG, exits=(1, 4)),
+    "every layer": replace(CONFIG, exits=(0, 1, 2, 3, 4)),
+    "narrow table": replace(CONFIG, token_width=6),
+    "local features": replace(CONFIG, local_features=12),
+    "gelu": replace(CONFIG, activation="gelu"),
+    "dropout": replace(CONFIG, dropout=0.5),
+}
+
+
+def student(config=CONFIG) -> EncoderStudent:
+    torch.manual_seed(0)
+    return EncoderStudent(config).eval()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    lengths = torch.tensor([3, 9, 6])
+    mask = (torch.arange(9)[None, :] < lengths[:, None]).to(torch.int64)
+    return torch.randint(1, 50, (3, 9)) * mask, mask
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+def test_the_stages_one_after_another_are_the_whole(config):
+    model = student(config)
+    ids, mask = batch()
+    whole = model(ids, mask)
+    source, seen = ids, []
+    for stage in model.stages():
+        stage.eval()
+        outputs = dict(zip(stage.output_names, stage(source, mask), strict=True))
+        seen.append(outputs["logits"])
+        source = outputs.get("hidden")
+    assert source is None
+    for ours, theirs in zip(seen, whole.logits, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES.keys())
+def test_an_answer_depends_neither_on_company_nor_on_padding(config):
+    model = student(config)
+    ids, mask = batch()
+    together = model(ids, mask).logits
+    for row in range(3):
+        length = int(mask[row].sum())
+        alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length]).logits
+        for ours, theirs in zip(alone, together, strict=True):
+            torch.testing.assert_close(ours[0], theirs[row], atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_padding_changes_nothing():
+    """The engine pads the states between stages with zeros, not with what a longer neighbour left there."""
+    model = student()
+    ids, mask = batch()
+    first, second, _ = model.stages()
+    hidden, _ = first(ids, mask)
+    kept = hidden * mask[:, :, None]
+    torch.testing.assert_close(second(hidden, mask)[1], second(kept, mask)[1])
+
+
+def test_the_stages_name_their_tensors_and_share_the_students_parameters():
+    model = student()
+    stages = model.stages()
+    assert [stage.stage_id for stage in stages] == ["00", "01", "02"]
+    assert [stage.input_names for stage in stages] == [
+        ("input_ids", "attention_mask"),
+        ("hidden", "attention_mask"),
+        ("hidden", "attention_mask"),
+    ]
+    assert [stage.output_names for stage in stages] == [("hidden", "logits"), ("hidden", "logits"), ("logits",)]
+    assert [len(stage.layers) for stage in stages] == [0, 2, 2]
+    ours = {id(parameter) for stage in stages for parameter in stage.parameters()}
+    assert ours == {id(parameter) for parameter in model.parameters()}
+
+
+def test_a_single_exit_is_one_stage_from_ids_to_logits():
+    (stage,) = student(SHAPES["one exit"]).stages()
+    assert stage.input_names == ("input_ids", "attention_mask")
+    assert stage.output_names == ("logits",)
+
+
+def test_depths_rise_to_one_and_the_embedding_exit_costs_next_to_nothing():
+    config = replace(CONFIG, hidden=128, feed_forward=512, vocabulary=500)
+    depths = student(config).depths()
+    assert depths[0] < 0.01
+    assert depths[1] == pytest.approx(0.5, abs=0.01)
+    assert depths[-1] == 1.0
+
+
+def test_the_shapes_of_what_a_pass_gives():
+    outputs = student()(*batch())
+    assert [tuple(logits.shape) for logits in outputs.logits] == [(3, 5)] * 3
+    assert [tuple(hidden.shape) for hidden in outputs.hidden] == [(3, 9, 16)] * 5
+    assert [tuple(attention.shape) for attention in outputs.attention] == [(3, 2, 9, 9)] * 4
+
+
+def test_nothing_attends_to_padding():
+    _, mask = batch()
+    attention = student()(*batch()).attention[0]
+    assert (attention * (1 - mask)[:, None, None, :]).abs().max() == 0
+
+
+def test_gradients_reach_every_parameter():
+    model = student(SHAPES["local features"])
+    sum(logits.sum() for logits in model(*batch()).logits).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
