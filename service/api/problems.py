@@ -1,6 +1,7 @@
 """Errors as answers: one mapping from any exception to RFC 9457 problem details."""
 
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,7 @@ from service.errors import FieldProblem, InvalidInput, Overloaded, ServiceError,
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1.0
+MAX_PROBLEMS = 16
 
 
 def problem(error: ServiceError) -> dict[str, Any]:
@@ -55,6 +57,12 @@ def router_response(error: HTTPException) -> Response:
     return Response(
         orjson.dumps(document), status_code=status.value, media_type=MEDIA_TYPE, headers=dict(error.headers or {})
     )
+
+
+def told(problems: Sequence[FieldProblem]) -> tuple[FieldProblem, ...]:
+    """The first `MAX_PROBLEMS` of them, then how many more there are."""
+    more = len(problems) - MAX_PROBLEMS
+    return tuple(problems) if more <= 0 else (*problems[:MAX_PROBLEMS], FieldProblem("", f"and {more} more"))
 
 
 def wrong_field(pointer: str, detail: str) -> InvalidInput:

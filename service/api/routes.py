@@ -114,8 +114,9 @@ def _endpoint(route: InferenceRoute) -> Callable[[Request], Awaitable[Response]]
 
 async def _infer(service: Service, route: InferenceRoute, request: Request) -> Response:
     arrived = time.monotonic()
-    raw = await read_body(request.scope, request.receive, max_bytes=service.settings.max_body_bytes)
-    body = parse(raw, route.body)
+    with service.reading():
+        raw = await read_body(request.scope, request.receive, max_bytes=service.settings.max_body_bytes)
+    body = parse(raw, route.body, max_items=service.settings.max_items)
     served = service.students.find(body.model, route.task)
     exchange = exchange_of(request.scope)
     exchange.model, exchange.version = served.name, str(served.version)

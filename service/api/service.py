@@ -6,19 +6,20 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from service.api.answers import Answered
 from service.api.loading import Served, loader
 from service.api.logs import log_event, log_failure
 from service.api.observer import Observer
-from service.api.problems import wrong_field
+from service.api.problems import told, wrong_field
 from service.api.schemas import Body
 from service.api.students import Students
 from service.engine.engine import Engine
 from service.engine.policy import EngineLimits
-from service.errors import Draining, FieldProblem, InvalidInput, Overloaded, ServiceError, TooLarge
+from service.errors import DeadlineExceeded, Draining, InvalidInput, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.runtime.encode import Encoded, Encoder, Text, Truncate
+from service.runtime.encode import TOO_LONG, Encoded, Encoder, Text, Truncate, too_long
 from service.runtime.heads import ExitPolicy
 from service.runtime.session import backend_for
 from service.settings import Settings
@@ -26,6 +27,8 @@ from service.store.store import Store
 
 # after the drain timeout, for writing the errors of what was not finished
 LAST_WORDS_S = 1.0
+# tokenized in one go, some ten milliseconds: short requests pass between the portions of a long one
+PORTION_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Service:
     """What one app runs on.
 
     Owner: event loop.
-    Invariant: every request that was let in is answered before `running` is left, unless its body never came.
+    Invariant: every request that was let in is answered before `running` is left.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -60,6 +63,8 @@ class Service:
         self._tokenizers = ThreadPoolExecutor(settings.slots, thread_name_prefix="tokenize")
         self._tokenizing_items = 0
         self._inflight = 0
+        self._reading: set[asyncio.Task[None]] = set()
+        self._reading_is_over = False
         self._drain: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -112,6 +117,21 @@ class Service:
             if self._inflight == 0:
                 self._idle.set()
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While a body comes in. Raises: Draining: it had not come when the drain timeout was over."""
+        task: asyncio.Task[None] | None = asyncio.current_task()
+        assert task is not None
+        self._reading.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._reading_is_over and task.uncancel() == 0:
+                raise Draining("the service stopped before the request was complete") from None
+            raise
+        finally:
+            self._reading.discard(task)
+
     async def drain(self) -> None:
         """Not ready; refuse what is new; let what is under way finish within the drain timeout; fail the rest.
 
@@ -125,6 +145,9 @@ class Service:
     async def _stop(self) -> None:
         log_event(logging.INFO, "draining", inflight=self._inflight, timeout_s=self.settings.drain_timeout_s)
         await self._wait_until_idle(self.settings.drain_timeout_s)
+        self._reading_is_over = True
+        for task in self._reading:
+            task.cancel()
         await self.engine.close()
         await self._wait_until_idle(LAST_WORDS_S)
         log_event(logging.INFO, "drained", unanswered=self._inflight)
@@ -141,14 +164,18 @@ class Service:
             body: the checked request.
             deadline: a moment of the loop's clock, or None.
         Raises:
-            TooLarge: more items than one request may have.
             InvalidInput: pairs for a student of single texts or the reverse; a text too long, where the request says
                 so and wants to fail as a whole.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
         self._check_inputs(served, body)
         policy = served.student.policy(body.exit)
-        encoded = await self._encode(served, body)
+        try:
+            async with asyncio.timeout_at(deadline):
+                encoded = await self._encode(served, body)
+        except TimeoutError:
+            self._observer.dropped(served.handle, "deadline", len(body.inputs))
+            raise DeadlineExceeded("the deadline passed before the inputs were tokenized") from None
         good = [item for item in encoded if isinstance(item, Encoded)]
         ran = iter(await self.engine.submit(served.handle, good, policy=policy, deadline=deadline) if good else [])
         items, queue_s, compute_s = [], 0.0, 0.0
@@ -162,8 +189,6 @@ class Service:
         return Inference(policy, tuple(items), queue_s, compute_s)
 
     def _check_inputs(self, served: Served, body: Body) -> None:
-        if len(body.inputs) > self.settings.max_items:
-            raise TooLarge(f"{len(body.inputs)} inputs; one request may have {self.settings.max_items}")
         pairs, paired = served.manifest.pairs != "none", not isinstance(body.inputs[0], str)
         if paired and not pairs:
             raise wrong_field("/inputs/0", f"student {served.name!r} takes single texts, not pairs")
@@ -178,31 +203,54 @@ class Service:
         truncate = body.truncate or self.settings.default_truncate
         self._tokenizing_items += items
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._tokenizers, encode, served.student.encoder, body.inputs, truncate, body.on_error == "item"
-            )
+            encoded: list[Encoded | ServiceError] = []
+            for portion in portions(body.inputs):
+                work = partial(encode, served.student.encoder, portion, truncate, first=len(encoded))
+                encoded += await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
         finally:
             self._tokenizing_items -= items
+        if body.on_error == "fail":
+            _refuse_whole(encoded)
+        return encoded
+
+
+def portions(inputs: Sequence[Text]) -> Iterator[Sequence[Text]]:
+    """Cut a request's inputs into runs of at most `PORTION_CHARACTERS`, or of one text that is longer.
+
+    >>> [len(portion) for portion in portions(["x" * 40_000] * 3 + ["y"])]
+    [1, 1, 2]
+    """
+    first, characters = 0, 0
+    for place, text in enumerate(inputs):
+        own = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        if place > first and characters + own > PORTION_CHARACTERS:
+            yield inputs[first:place]
+            first, characters = place, 0
+        characters += own
+    yield inputs[first:]
 
 
 def encode(
-    encoder: Encoder, inputs: Sequence[Text], truncate: Truncate, apart: bool
+    encoder: Encoder, inputs: Sequence[Text], truncate: Truncate, *, first: int
 ) -> Sequence[Encoded | ServiceError]:
-    """Tokenize a request's inputs.
+    """Tokenize some of a request's inputs; one that is to be refused gives its error in its place.
 
     Args:
         encoder: the student's.
         inputs: texts or pairs.
         truncate: what to do with those that are too long.
-        apart: give the error of a refused input in its place instead of raising it.
-    Raises: InvalidInput: an input is too long and is to be refused; names each.
+        first: the place in the request of the first of them.
     """
-    if truncate != "error" or not apart:
+    if truncate != "error":
         return encoder.encode(inputs, truncate=truncate)
     encoded = encoder.encode(inputs, truncate="end")
-    return [_too_long(place, item) if item.truncated else item for place, item in enumerate(encoded)]
+    return [
+        too_long(place, item, encoder.max_tokens) if item.truncated else item
+        for place, item in enumerate(encoded, first)
+    ]
 
 
-def _too_long(place: int, item: Encoded) -> InvalidInput:
-    detail = f"{item.tokens} tokens, more than the {item.kept} this student takes"
-    return InvalidInput(detail, errors=(FieldProblem(f"/inputs/{place}", detail),))
+def _refuse_whole(encoded: Sequence[Encoded | ServiceError]) -> None:
+    errors = [item for item in encoded if isinstance(item, ServiceError)]
+    if errors:
+        raise InvalidInput(TOO_LONG, errors=told([problem for error in errors for problem in error.errors]))

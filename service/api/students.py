@@ -5,6 +5,7 @@ alias moves to it; one that is refused is logged and counted, and its alias goes
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ from service.store.watch import changes
 P = ParamSpec("P")
 R = TypeVar("R")
 Load = Callable[[str, int], Served]
+# a look at the store that nothing asked for: a file system may not tell of changes, nor a store that was put in place
+# of another
+POLL_S = 10.0
 _NAMED_ERRORS = (BundleError, StoreError, SettingsInvalid)
 
 
@@ -72,7 +76,15 @@ class Students:
     way keep the version they found.
     """
 
-    def __init__(self, store: Store, *, load: Load, metrics: Metrics, required: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        load: Load,
+        metrics: Metrics,
+        required: tuple[str, ...] | None = None,
+        poll_s: float = POLL_S,
+    ) -> None:
         """Serve nothing yet.
 
         Args:
@@ -80,6 +92,7 @@ class Students:
             load: loads and proves a version; runs in a thread; raises BundleError, StoreError or SettingsInvalid.
             metrics: told what is served and what was refused.
             required: students to wait for; None: those that have a production alias at the first look.
+            poll_s: seconds after which `follow` looks again, even if nothing tells of a change.
         """
         self.families: dict[str, Family] = {}
         self._store = store
@@ -88,6 +101,8 @@ class Students:
         self._choose_required = required is None
         self._awaited = set(required or ())
         self._looked = False
+        self._poll_s = poll_s
+        self._unreadable = ""
         self._changed = asyncio.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -130,7 +145,8 @@ class Students:
             await asyncio.sleep(0)
             await self.refresh()
             while True:
-                await woken.wait()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), self._poll_s)
                 woken.clear()
                 await self.refresh()
         finally:
@@ -151,8 +167,11 @@ class Students:
         try:
             names = await self._in_thread(self._names)
         except (StoreError, OSError) as error:
-            log_event(logging.ERROR, "store_unreadable", store=str(self._store.root), detail=str(error))
+            if str(error) != self._unreadable:
+                log_event(logging.ERROR, "store_unreadable", store=str(self._store.root), detail=str(error))
+            self._unreadable = str(error)
             return
+        self._unreadable = ""
         for name in [name for name in self.families if name not in names]:
             self._remove(name)
         self.families |= {name: Family(name) for name in names if name not in self.families}
@@ -188,8 +207,9 @@ class Students:
             file = await self._in_thread(self._store.aliases, name)
         except (StoreError, OSError) as error:
             self._await_if_first(name)
-            versions = tuple(refusal for refusal in before.refused if refusal.version is not None)
-            self._put(replace(before, refused=(self._refuse(name, None, error), *versions)))
+            if not any(refusal.version is None and refusal.detail == str(error) for refusal in before.refused):
+                versions = tuple(refusal for refusal in before.refused if refusal.version is not None)
+                self._put(replace(before, refused=(self._refuse(name, None, error), *versions)))
             return
         wanted = {alias: entry.version for alias, entry in file.aliases.items()}
         if DEFAULT_ALIAS in wanted:

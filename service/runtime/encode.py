@@ -19,6 +19,10 @@ Ids = npt.NDArray[np.int64]
 Text = str | tuple[str, str]
 Truncate = Literal["error", "end", "start"]
 
+# read of one text; what tokenizing costs (some 500 bytes and 2 us a token, a token a character at worst) is bounded so
+MAX_CHARACTERS = 1 << 18
+TOO_LONG = 'an input is too long and `truncate` is "error"'
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -27,7 +31,8 @@ class Encoded:
     Attributes:
         input_ids: int64 [T], special tokens included.
         token_type_ids: int64 [T], 1 for the second text of a pair.
-        tokens: how many the whole input has, special tokens included.
+        tokens: how many the whole input has, special tokens included. Of a text above `MAX_CHARACTERS`, what was not
+            read counts as one.
         kept: how many are in `input_ids`.
     """
 
@@ -72,14 +77,21 @@ class Encoder:
         Args:
             texts: strings, or pairs to be read as one joint sequence. The empty string is fine.
             truncate: what to do with an input longer than `max_tokens`: refuse it, cut its end or cut its start.
-                Special tokens always stay; of a pair, the longer text is cut first.
+                Special tokens always stay; of a pair, the longer text is cut first. No more than `MAX_CHARACTERS` of
+                a text are read.
+        Returns: at least one token each: where a text has none and none is added, the padding token.
         Raises:
             InvalidInput: a string is not Unicode (lone surrogate), or is too long under "error"; names `/inputs/I`.
         """
+        cut_start = truncate == "start"
+        unread = [_unread(text) for text in texts]
+        if any(unread):
+            texts = [_readable(text, cut_start) for text in texts]
         encodings = self._tokenize(texts)
+        encoded = [self._encoded(*each, cut_start) for each in zip(encodings, unread, strict=True)]
         if truncate == "error":
-            self._refuse_long(encodings)
-        return [self._encoded(encoding, truncate) for encoding in encodings]
+            self._refuse_long(encoded)
+        return encoded
 
     def _tokenize(self, texts: Sequence[Text]) -> list[Encoding]:
         try:
@@ -94,23 +106,20 @@ class Encoder:
                 raise
             raise InvalidInput("an input is not valid Unicode", errors=problems) from error
 
-    def _refuse_long(self, encodings: Sequence[Encoding]) -> None:
-        problems = tuple(
-            FieldProblem(f"/inputs/{i}", f"{len(encoding)} tokens, more than the {self.max_tokens} this student takes")
-            for i, encoding in enumerate(encodings)
-            if len(encoding) > self.max_tokens
-        )
-        if problems:
-            raise InvalidInput('an input is too long and `truncate` is "error"', errors=problems)
+    def _refuse_long(self, encoded: Sequence[Encoded]) -> None:
+        errors = [too_long(i, item, self.max_tokens) for i, item in enumerate(encoded) if item.truncated]
+        if errors:
+            raise InvalidInput(TOO_LONG, errors=tuple(problem for error in errors for problem in error.errors))
 
-    def _encoded(self, encoding: Encoding, truncate: Truncate) -> Encoded:
-        ids = np.array(encoding.ids, dtype=np.int64)
-        types = np.array(encoding.type_ids, dtype=np.int64)
+    def _encoded(self, encoding: Encoding, unread: int, cut_start: bool) -> Encoded:
+        # subtle: a batch of no tokens at all has no shape that graphs are made for
+        ids = np.array(encoding.ids or [self.pad_id], dtype=np.int64)
+        types = np.array(encoding.type_ids or [0], dtype=np.int64)
         tokens = len(ids)
         if tokens > self.max_tokens:
-            keep = kept_positions(encoding.sequence_ids, max_tokens=self.max_tokens, cut_start=truncate == "start")
+            keep = kept_positions(encoding.sequence_ids, max_tokens=self.max_tokens, cut_start=cut_start)
             ids, types = ids[keep], types[keep]
-        return Encoded(ids, types, tokens=tokens, kept=len(ids))
+        return Encoded(ids, types, tokens=tokens + unread, kept=len(ids))
 
 
 def _load(tokenizer_json: Path | bytes) -> Tokenizer:
@@ -123,6 +132,24 @@ def _load(tokenizer_json: Path | bytes) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def too_long(place: int, item: Encoded, max_tokens: int) -> InvalidInput:
+    """The error of an input that may not be cut; names `/inputs/PLACE`."""
+    detail = f"{item.tokens} tokens, more than the {max_tokens} this student takes"
+    return InvalidInput(detail, errors=(FieldProblem(f"/inputs/{place}", detail),))
+
+
+def _unread(text: Text) -> int:
+    """How many of the strings are longer than what is read of one."""
+    if isinstance(text, str):
+        return int(len(text) > MAX_CHARACTERS)
+    return sum(_unread(part) for part in text)
+
+
+def _readable(text: Text, cut_start: bool) -> Text:
+    part = slice(-MAX_CHARACTERS, None) if cut_start else slice(MAX_CHARACTERS)
+    return text[part] if isinstance(text, str) else (text[0][part], text[1][part])
 
 
 def _is_unicode(text: Text) -> bool:

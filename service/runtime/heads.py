@@ -172,7 +172,9 @@ def label_answer(raw: Floats, *, temperature: float, labels: tuple[str, ...], to
     if not np.isfinite(raw).all():
         raise RunFailed("the student computed no finite scores for this input")
     scores = softmax(raw, temperature=temperature)
-    best = int(raw.argmax())
+    # subtle: not `argmax`, which lets other threads have the interpreter lock and then waits to get it back
+    values = raw.tolist()
+    best = values.index(max(values))
     # subtle: a stable sort of the raw logits, so that ties and saturated scores keep the order of `argmax`
     order = np.argsort(-raw, kind="stable")[:top_k] if top_k else ()
     listed = tuple(LabelScore(labels[i], float(scores[i])) for i in order)

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from service.api.body import MAX_POINTER_CHARACTERS, MAX_PROBLEMS, json_pointer, parse, read_body
+from service.api.body import MAX_FIELDS, MAX_POINTER_CHARACTERS, json_pointer, parse, read_body
+from service.api.problems import MAX_PROBLEMS
 from service.api.schemas import Body, ClassifyBody, EmbedBody
 from service.errors import InvalidInput, Malformed, ServiceError, TooLarge
+
+MAX_ITEMS = 2048
 
 
 class Wire:
@@ -103,12 +106,12 @@ class TestRead:
 )
 def test_what_is_not_json_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed):
-        parse(raw, ClassifyBody)
+        parse(raw, ClassifyBody, max_items=MAX_ITEMS)
 
 
 def _pointers(document: Any, model: type[Body] = ClassifyBody) -> dict[str, str]:
     with pytest.raises(InvalidInput) as caught:
-        parse(json.dumps(document).encode(), model)
+        parse(json.dumps(document).encode(), model, max_items=MAX_ITEMS)
     return {problem.pointer: problem.detail for problem in caught.value.errors}
 
 
@@ -179,6 +182,16 @@ def test_many_problems_are_cut_and_counted() -> None:
     assert found[""] == f"and {500 - MAX_PROBLEMS} more"
 
 
+def test_too_many_fields_are_not_looked_at() -> None:
+    assert _pointers({f"f{i}": i for i in range(MAX_FIELDS + 1)}) == {"": f"more than {MAX_FIELDS} fields"}
+
+
+@pytest.mark.parametrize("inputs", [["x"] * 4, [["x", "y"]] * 4, [1, 2, 3, 4]])
+def test_too_many_inputs_are_not_looked_at(inputs: list[Any]) -> None:
+    with pytest.raises(TooLarge, match="4 inputs; one request may have 3"):
+        parse(orjson.dumps({"inputs": inputs, "top_k": "wrong"}), ClassifyBody, max_items=3)
+
+
 def test_a_long_field_name_does_not_come_back_whole() -> None:
     (pointer,) = _pointers({"inputs": "x", "n" * 10_000: 1})
     assert len(pointer) == MAX_POINTER_CHARACTERS
@@ -197,7 +210,11 @@ def test_embed_takes_no_pairs_and_no_top_k() -> None:
 
 
 def test_one_text_and_a_list_of_one_are_the_same() -> None:
-    assert parse(b'{"inputs": "x"}', ClassifyBody).inputs == parse(b'{"inputs": ["x"]}', ClassifyBody).inputs == ("x",)
+    assert (
+        parse(b'{"inputs": "x"}', ClassifyBody, max_items=1).inputs
+        == parse(b'{"inputs": ["x"]}', ClassifyBody, max_items=1).inputs
+        == ("x",)
+    )
 
 
 def test_everything_said() -> None:
@@ -210,13 +227,13 @@ def test_everything_said() -> None:
         "deadline_ms": 20,
         "top_k": 3,
     }
-    body = parse(orjson.dumps(document), ClassifyBody)
+    body = parse(orjson.dumps(document), ClassifyBody, max_items=MAX_ITEMS)
     assert (body.inputs, body.exit, body.truncate) == ((("a", "b"),), 0.25, "start")
     assert (body.model, body.on_error, body.deadline_ms, body.top_k) == ("toy@canary", "item", 20, 3)
 
 
 def test_defaults() -> None:
-    body = parse(b'{"inputs": ""}', EmbedBody)
+    body = parse(b'{"inputs": ""}', EmbedBody, max_items=MAX_ITEMS)
     assert (body.model, body.exit, body.truncate, body.on_error, body.deadline_ms) == (
         None,
         "default",
@@ -242,7 +259,7 @@ FIELDS = st.sampled_from(["model", "inputs", "exit", "truncate", "on_error", "de
 @given(st.dictionaries(FIELDS, JSON))
 def test_no_document_breaks_it(document: dict[str, Any]) -> None:
     try:
-        body = parse(orjson.dumps(document), ClassifyBody)
+        body = parse(orjson.dumps(document), ClassifyBody, max_items=MAX_ITEMS)
     except ServiceError as error:
         assert error.status in (400, 422)
         assert all(problem.pointer == "" or problem.pointer.startswith("/") for problem in error.errors)
@@ -253,7 +270,7 @@ def test_no_document_breaks_it(document: dict[str, Any]) -> None:
 @given(st.binary(max_size=64))
 def test_no_bytes_break_it(raw: bytes) -> None:
     with pytest.raises((Malformed, InvalidInput)):
-        parse(raw, ClassifyBody)
+        parse(raw, ClassifyBody, max_items=MAX_ITEMS)
 
 
 def test_pointers_are_escaped() -> None:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from service.api.schemas import ClassifyAnswer, FailedResult, Problem
+from service.api.service import PORTION_CHARACTERS
 
 EARLY, LATE = "this film is great", "where is it?"
 LONG = "good " * 100
@@ -126,6 +127,21 @@ class TestTruncation:
     async def test_refused_as_a_whole(self, app: Any) -> None:
         response = await app.post("/v1/classify", {"inputs": ["good", LONG], "truncate": "error"})
         assert _pointers(_problem(response, 422, "invalid_input")) == ["/inputs/1"]
+
+    async def test_the_inputs_of_every_portion_are_named(self, app: Any) -> None:
+        long = "good " * (PORTION_CHARACTERS // 10)
+        body = {"inputs": [long, "bad", long, long, "x"]}
+        response = await app.post("/v1/classify", body | {"truncate": "error"})
+        assert _pointers(_problem(response, 422, "invalid_input")) == ["/inputs/0", "/inputs/2", "/inputs/3"]
+        answered = await app.post("/v1/classify", body)
+        assert [result["label"] for result in answered.json()["results"][:4]] == [
+            "positive",
+            "negative",
+            "positive",
+            "positive",
+        ]
+        many = await app.post("/v1/classify", {"inputs": [LONG] * 20, "truncate": "error"})
+        assert many.json()["errors"][-1] == {"pointer": "", "detail": "and 4 more"}
 
     async def test_refused_alone(self, app: Any) -> None:
         body = {"inputs": [LONG, "good", LONG], "truncate": "error", "on_error": "item"}

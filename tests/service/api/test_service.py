@@ -1,6 +1,8 @@
 """Stopping: not ready, refuse, drain, fail the rest, close."""
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 from service.api.app import create_app
@@ -41,6 +43,22 @@ async def test_what_does_not_finish_in_time_is_told(start: Any) -> None:
         assert (response.status_code, response.json()["code"]) == (503, "draining")
 
 
+async def test_a_body_that_never_comes_is_given_up(start: Any) -> None:
+    async with start(drain_timeout_s=0) as app:
+        reading = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"inputs": '
+            reading.set()
+            await asyncio.Event().wait()
+
+        asking = asyncio.create_task(app.client.post("/v1/classify", content=body()))
+        await reading.wait()
+        await app.service.drain()
+        response = await asking
+        assert (response.status_code, response.json()["code"]) == (503, "draining")
+
+
 async def test_draining_twice_is_draining_once(app: Any) -> None:
     await asyncio.gather(app.service.drain(), app.service.drain())
     await app.service.drain()
@@ -58,6 +76,17 @@ async def test_two_apps_in_one_process(start: Any) -> None:
 
 async def test_an_app_can_be_made_outside_a_loop_and_reads_nothing_yet(tmp_path: Any) -> None:
     create_app(load_settings(store=tmp_path / "absent"))
+
+
+async def test_a_deadline_does_not_wait_for_the_tokenizer(app: Any) -> None:
+    release = threading.Event()
+    for _ in range(app.service.settings.slots):
+        app.service._tokenizers.submit(release.wait, PATIENCE_S)
+    late = await app.post("/v1/classify", {"inputs": "x", "deadline_ms": 20})
+    release.set()
+    assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
+    assert app.service._tokenizing_items == 0
+    assert await app.metric('understudy_shed_total{model="toy",reason="deadline"}') == 1
 
 
 async def test_too_much_to_tokenize_is_shed(start: Any) -> None:

@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 
+from service.api.loading import loader
+from service.api.students import Students
+from service.metrics import Metrics
+from service.settings import load_settings
+from service.store.store import Store
+
 PATIENCE_S = 30
 
 
@@ -73,6 +79,25 @@ async def test_a_removed_student_is_served_no_more(app: Any, store_dir: Path) ->
     await _until(app, lambda: "toy" not in app.service.students.families)
     assert (await _ask(app)).status_code == 404
     assert app.service.ready
+
+
+async def test_what_nothing_tells_of_is_seen_all_the_same(
+    store_dir: Path, tmp_path: Path, build_bundle: Any, move_alias: Any
+) -> None:
+    settings = load_settings(store=store_dir, slots=1)
+    store = Store(store_dir)
+    students = Students(store, load=loader(store, settings), metrics=Metrics(), poll_s=0.01)
+    build_bundle(tmp_path / "other" / "toy" / "7")
+    move_alias(tmp_path / "other", "toy", production=7)
+    following = asyncio.create_task(students.follow())
+    async with asyncio.timeout(PATIENCE_S):
+        await students.until(lambda: students.ready)
+        # another store in its place: what watched the first one is blind to it
+        await asyncio.to_thread(store_dir.rename, tmp_path / "before")
+        await asyncio.to_thread((tmp_path / "other").rename, store_dir)
+        await students.until(lambda: students.served() == {"toy": [7]})
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_a_store_that_is_gone_changes_nothing(app: Any, store_dir: Path) -> None:
@@ -194,6 +219,11 @@ async def test_a_broken_alias_file_changes_nothing(app: Any, store_dir: Path) ->
     assert _family(app).refused[0].error == "alias_invalid"
     assert (await _ask(app)).json()["version"] == 1
     assert (await app.post("/v1/embed", {"inputs": "x"})).status_code == 200
+    counted = []
+    for _ in range(2):
+        await app.service.students.refresh()
+        counted.append(await app.metric('understudy_bundle_refused_total{error="alias_invalid",model="toy"}'))
+    assert counted[0] == counted[1]
 
 
 async def test_an_unforeseen_failure_is_one_students_own(

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from service.errors import GraphMismatch, InvalidInput
-from service.runtime.encode import Encoder, kept_positions, longest_first, pad
+from service.runtime.encode import MAX_CHARACTERS, Encoder, kept_positions, longest_first, pad
 
 CLS, SEP = 2, 3
 
@@ -53,6 +54,23 @@ class TestTruncation:
         assert [problem.pointer for problem in refused.value.errors] == ["/inputs/1", "/inputs/3"]
         assert "9 tokens" in refused.value.errors[0].detail
 
+    @pytest.mark.parametrize(("truncate", "word"), [("end", "good"), ("start", "bad")])
+    def test_of_a_text_without_end_only_one_side_is_read(self, encoder, truncate, word):
+        text = "good " * (MAX_CHARACTERS // 5) + "bad " * (MAX_CHARACTERS // 4 + 1)
+        (item,) = encoder.encode([text], truncate=truncate)
+        assert item.input_ids.tolist() == words(encoder, f"{word} " * 6)
+        assert item.kept == 8
+        assert 50_000 < item.dropped < 70_000
+        assert len(encoder.encode([(text, text)], truncate=truncate)[0].input_ids) == 8
+
+    def test_what_was_not_read_counts_as_cut(self, encoder):
+        blank = "good" + " " * MAX_CHARACTERS
+        (item,) = encoder.encode([blank])
+        assert (item.tokens, item.kept, item.truncated) == (4, 3, True)
+        with pytest.raises(InvalidInput) as refused:
+            encoder.encode(["good", blank], truncate="error")
+        assert [problem.pointer for problem in refused.value.errors] == ["/inputs/1"]
+
     def test_ten_thousand_tokens(self, encoder):
         (item,) = encoder.encode(["good " * 10_000])
         assert (item.tokens, item.kept) == (10_002, 8)
@@ -74,6 +92,14 @@ class TestStrangeTexts:
     def test_the_empty_text_is_its_special_tokens(self, encoder):
         assert words(encoder, "") == [CLS, SEP]
         assert words(encoder, ("", "")) == [CLS, SEP, SEP]
+
+    def test_where_nothing_is_added_it_is_the_padding_token(self, bundle):
+        tokenizer = Tokenizer.from_file(str(bundle.tokenizer_path))
+        tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        bare = Encoder(tokenizer.to_str().encode(), max_tokens=8, pad_id=0)
+        empty, word = bare.encode(["", "good"])
+        assert (empty.input_ids.tolist(), empty.token_type_ids.tolist(), empty.tokens) == ([0], [0], 1)
+        assert word.kept == 1
 
     def test_no_texts(self, encoder):
         assert encoder.encode([]) == []
