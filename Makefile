@@ -31,8 +31,9 @@ install-offline: $(VENV)/.offline  ## the offline half and the test tools too
 serve: install  ## serve STORE (default models/store) on PORT (default 8000)
 	$(BIN)/understudy serve --store $(STORE) --port $(PORT)
 
-refresh: install-offline  ## make a student: RECIPE=models/recipes/intent.yaml [STORE=...]
-	@test -n "$(RECIPE)" || { echo "make refresh RECIPE=models/recipes/NAME.yaml [STORE=DIRECTORY]" >&2; exit 2; }
+refresh: install-offline  ## make a student: RECIPE=models/recipes/intent.yaml STORE=my-store
+	@test -n "$(RECIPE)" -a "$(origin STORE)" != file \
+		|| { echo "make refresh RECIPE=models/recipes/NAME.yaml STORE=DIRECTORY (a store of yours)" >&2; exit 2; }
 	$(BIN)/understudy refresh $(RECIPE) --store $(STORE)
 
 test: install-offline  ## run the tests (those that need data are skipped without UNDERSTUDY_DATA)

@@ -199,6 +199,8 @@ class Exits(_Part):
     def _rises(self) -> Self:
         if list(self.risks) != sorted(set(self.risks)):
             raise ValueError("risks must rise, each once")
+        if self.default_risk is not None and self.default_risk < self.risks[0]:
+            raise ValueError("default_risk must not be below every risk")
         return self
 
 
@@ -242,6 +244,7 @@ class Recipe(_Part):
     gates: Gates = Gates()
     publish: Publish = Publish()
     golden_texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     _written: dict[str, Any] = PrivateAttr(default_factory=dict)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
 from models.errors import OfflineError
 from models.recipe import read_recipe
@@ -44,8 +45,10 @@ def command(
     except KeyboardInterrupt:
         reporter.say("interrupted; --resume continues at the last checkpoint")
         raise
-    except OSError as error:
-        raise WorkFailed(f"{error.filename or runs}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        # safetensors turns a full disk into an error of its own
+        where, why = getattr(error, "filename", None) or runs, getattr(error, "strerror", None) or error
+        raise WorkFailed(f"{where}: {why}") from error
     for receipt in cache.receipts:
         reporter.say(receipt.line())
     verb = "published" if published.new else "already published"

@@ -10,7 +10,7 @@ from pathlib import Path
 from models.data.cuts import prepare
 from models.errors import GateFailed, RecipeInvalid
 from models.evaluate.quality import StudentQuality, quality_for_manifest
-from models.evaluate.speed import frontier
+from models.evaluate.speed import Timing, frontier, pinned
 from models.export.bundle import finalise
 from models.export.provenance import make_provenance
 from models.recipe import Recipe
@@ -35,7 +35,7 @@ from service.bundle.manifest import Certificate, Provenance
 from service.runtime.student import Student
 from service.store.store import Store
 
-CERTIFY_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1
+CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,14 @@ class _Candidate:
 
     draft: Draft
     certified: Certified
+
+    def inputs(self) -> dict[str, object]:
+        """What tells this candidate from any other, JSON-able."""
+        return {
+            "draft": self.draft.bundle.parent.name,
+            "temperatures": self.certified.temperatures,
+            "certified": [certificate.model_dump(mode="json") for certificate in self.certified.certificates],
+        }
 
 
 def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, reporter: Reporter) -> Published:
@@ -74,9 +82,10 @@ def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, re
     texts, gold = make_transfer_texts(run, teacher, neighbours)
     transfer = Transfer(texts, gold)
     candidate = _candidate(run, teacher, transfer)
+    gates = _gates(run, teacher, candidate)
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
     results = [_seed(Run(other, run.splits, cache, reporter), teacher, transfer) for other in others]
-    bundle = _version(run, teacher, candidate, results)
+    bundle = _version(run, teacher, candidate, gates, results)
     return _publish(recipe, bundle, Store(store), reporter)
 
 
@@ -85,6 +94,8 @@ def start(recipe: Recipe, cache: StepCache, reporter: Reporter) -> Run:
     if recipe.task != "classify":
         raise RecipeInvalid(f"task: {recipe.task}: the refresh job makes classify students")
     splits = prepare(recipe)
+    for part in (splits.train, splits.dev, splits.calibration, splits.gate, splits.test):
+        texts_of(part)
     rows = {split: len(getattr(splits, split)) for split in ("train", "dev", "calibration", "gate", "test")}
     reporter.say("data: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()))
     for note in splits.notes:
@@ -129,10 +140,10 @@ def _certify(run: Run, draft: Draft) -> Certified:
 def _seed(run: Run, teacher: Teacher, transfer: Transfer) -> SeedResult:
     """Another seed's student, made like the first and measured on test; never published."""
     candidate = _candidate(run, teacher, transfer)
-    inputs = {"step": SEED_STEP, "draft": candidate.draft.bundle.parent.name, "test": run.splits.digests["test"]}
+    inputs = {"step": SEED_STEP, **candidate.inputs(), "test": run.splits.digests["test"]}
 
     def make(folder: Path) -> None:
-        bundle = _assembled(run, candidate, folder / "bundle")
+        bundle = _assembled(run, teacher, candidate, folder / "bundle")
         result = seed_result(run.recipe.seed, _on_test(run, teacher, bundle)[0], risk=run.recipe.exits.default_risk)
         (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
@@ -141,31 +152,36 @@ def _seed(run: Run, teacher: Teacher, transfer: Transfer) -> SeedResult:
     return SeedResult(**{**fields, "retention": tuple(fields["retention"])})
 
 
-def _version(run: Run, teacher: Teacher, candidate: _Candidate, others: Sequence[SeedResult]) -> Path:
-    """The finished bundle (a cached step). Raises: GateFailed."""
+def _version(
+    run: Run,
+    teacher: Teacher,
+    candidate: _Candidate,
+    gates: tuple[GateResult, ...],
+    others: Sequence[SeedResult],
+) -> Path:
+    """The finished bundle (a cached step)."""
     inputs = {
         "step": VERSION_STEP,
-        "draft": candidate.draft.bundle.parent.name,
-        "certified": [certificate.model_dump(mode="json") for certificate in candidate.certified.certificates],
+        **candidate.inputs(),
         "recipe": run.recipe.digest(),
         "rows": run.splits.digests,
         "seeds": [asdict(result) for result in others],
     }
 
     def make(folder: Path) -> None:
-        bundle = _assembled(run, candidate, folder / "bundle")
-        gates = _gates(run, teacher, bundle)
+        bundle = _assembled(run, teacher, candidate, folder / "bundle")
         qualities = _on_test(run, teacher, bundle)
         first = seed_result(run.recipe.seed, qualities[0], risk=run.recipe.exits.default_risk)
         card = _card(run, teacher, candidate, bundle, gates, qualities, [first, *others])
         write_card(card, folder / "card")
-        _assembled(run, candidate, folder / "bundle", qualities=qualities, card_dir=folder / "card")
+        _assembled(run, teacher, candidate, folder / "bundle", qualities=qualities, card_dir=folder / "card")
 
     return run.cache.run("version", inputs, make) / "bundle"
 
 
 def _assembled(
     run: Run,
+    teacher: Teacher,
     candidate: _Candidate,
     folder: Path,
     *,
@@ -175,8 +191,7 @@ def _assembled(
     """A copy of the draft with its certificates, and with what is known of its quality."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(candidate.draft.bundle, folder)
-    manifest = load_bundle(folder).manifest
-    names = [leave.id for leave in manifest.exits]
+    names = [leave.id for leave in load_bundle(folder).manifest.exits]
     return finalise(
         folder,
         certificates=candidate.certified.certificates,
@@ -184,6 +199,7 @@ def _assembled(
         default_risk=run.recipe.exits.default_risk,
         quality=quality_for_manifest("test", qualities) if qualities else None,
         card_dir=card_dir,
+        provenance=_provenance(run, teacher),
     )
 
 
@@ -193,19 +209,34 @@ def _precisions(recipe: Recipe) -> tuple[str, ...]:
     return (first, *(precision for precision in recipe.publish.precisions if precision != first))
 
 
-def _gates(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...]:
-    """Every gate, all passed. Raises: GateFailed: naming those that were not."""
-    rows = run.splits.gate
-    measured = measure(bundle, _precisions(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
-    gates = (*judge(bundle, run.recipe, measured), *judge_company(bundle, _precisions(run.recipe), rows))
-    for gate in gates:
-        run.reporter.say(
-            f"gate: {gate.name}: {gate.reached} ({gate.required}): {'passed' if gate.passed else 'FAILED'}"
-        )
-    failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
-    if failed:
-        raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
-    return gates
+def _gates(run: Run, teacher: Teacher, candidate: _Candidate) -> tuple[GateResult, ...]:
+    """Every gate, all passed (a cached step). Raises: GateFailed: naming those that were not."""
+    inputs = {
+        "step": GATES_STEP,
+        **candidate.inputs(),
+        "gates": run.recipe.gates.model_dump(mode="json"),
+        "rows": run.splits.digests["gate"],
+    }
+
+    def make(folder: Path) -> None:
+        gates = _judged(run, teacher, _assembled(run, teacher, candidate, folder / "bundle"))
+        for gate in gates:
+            passed = "passed" if gate.passed else "FAILED"
+            run.reporter.say(f"gate: {gate.name}: {gate.reached} ({gate.required}): {passed}")
+        failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
+        if failed:
+            raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
+        document = [asdict(gate) for gate in gates]
+        (folder / "gates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    folder = run.cache.run("gates", inputs, make)
+    return tuple(GateResult(**fields) for fields in json.loads((folder / "gates.json").read_text(encoding="utf-8")))
+
+
+def _judged(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...]:
+    rows, precisions = run.splits.gate, _precisions(run.recipe)
+    measured = measure(bundle, precisions, rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+    return (*judge(bundle, run.recipe, measured), *judge_company(bundle, precisions, rows))
 
 
 def _on_test(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[StudentQuality, ...]:
@@ -223,7 +254,6 @@ def _card(
     seeds: list[SeedResult],
 ) -> Card:
     splits = run.splits
-    student = Student(bundle, precision=run.recipe.publish.default_precision)
     return Card(
         manifest=bundle.manifest,
         qualities=qualities,
@@ -232,11 +262,16 @@ def _card(
         data_notes=splits.notes,
         receipts=candidate.draft.receipts,
         commands=_commands(run.recipe, seeds=len(seeds)),
-        frontier=frontier(student, texts_of(splits.test)),
+        frontier=_frontier(bundle, run.recipe, texts_of(splits.test)),
         resplits=draw_again(bundle, run.recipe, split_a=splits.dev, split_b=splits.calibration, test=splits.test),
         seeds=tuple(seeds),
         costs=tuple(receipt.line() for receipt in run.cache.receipts),
     )
+
+
+def _frontier(bundle: Bundle, recipe: Recipe, texts: Sequence[str]) -> tuple[Timing, ...]:
+    with pinned(None):
+        return frontier(Student(bundle, precision=recipe.publish.default_precision), texts)
 
 
 def _commands(recipe: Recipe, *, seeds: int) -> tuple[str, ...]:
@@ -259,6 +294,7 @@ def _provenance(run: Run, teacher: Teacher) -> Provenance:
         recipe_sha256=recipe.digest(),
         recipe=recipe.written,
         data=run.splits.sources,
+        notes=recipe.notes,
     )
 
 
@@ -269,5 +305,8 @@ def _publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> 
     for number in store.versions(recipe.name) if recipe.name in store.students() else []:
         if (store.root / recipe.name / str(number) / "manifest.json").read_bytes() == manifest:
             reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
+            entry = store.aliases(recipe.name).aliases.get(alias)
+            if entry is None or entry.version != number:
+                store.set_alias(recipe.name, alias, number)
             return Published(recipe.name, number, alias, new=False)
     return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)

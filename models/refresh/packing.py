@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 
 from models.compress.int8 import Int8Settings
 from models.compress.pipeline import quantise_stages
@@ -21,7 +23,7 @@ from models.export.bundle import BundleParts, write_draft
 from models.export.golden_texts import GOLDEN_TEXTS
 from models.export.stages import ExportedStage, export_stages
 from models.recipe import Int8
-from models.refresh.training import Run, Trained, texts_of
+from models.refresh.training import Run, Trained, diverging, texts_of
 from models.students.encoder import EncoderStudent
 from models.teachers.teacher import Teacher
 from models.teachers.tokens import tokenise
@@ -57,9 +59,9 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
         "student": trained.folder.name,
         "compress": [entry.model_dump(mode="json") for entry in recipe.compress],
         "publish": [recipe.publish.precisions, recipe.publish.default_precision],
-        "golden": recipe.golden_texts,
+        "golden": [*GOLDEN_TEXTS, *recipe.golden_texts],
         "name": recipe.name,
-        "onnx": onnx.__version__,
+        "libraries": [onnx.__version__, onnxruntime.__version__],
     }
 
     def make(folder: Path) -> None:
@@ -81,6 +83,7 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
             provenance=provenance,
             golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
         )
+        shutil.rmtree(folder / "bundle", ignore_errors=True)  # what a killed run left
         write_draft(folder / "bundle", parts)
         (folder / "receipts.json").write_text(json.dumps(receipts), encoding="utf-8")
         (folder / _QAT_CHECKPOINT).unlink(missing_ok=True)
@@ -170,7 +173,7 @@ def _trained_for_int8(
         "objectives": tuple(o for o in recipe.distil.objectives if o.hidden is None and o.attention is None),
     }
     tokens = tokenise(trained.trimmed.tokenizer_json, transfer.texts, max_tokens=recipe.student.max_tokens)
-    with run.reporter.step("int8 training") as progress:
+    with run.reporter.step("int8 training") as progress, diverging():
         distil(
             student,
             TransferSet(tokens, run.labels_of(teacher, transfer.texts), transfer.gold),

@@ -1,7 +1,8 @@
 """The training steps of a refresh: teacher, transfer set, labels, student. Each is cached by what it depends on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ _CHECKPOINT = "checkpoint.safetensors"
 
 class TrainingDiverged(OfflineError):
     """The student's loss is not finite; a lower learning rate is the usual cure."""
+
+
+@contextmanager
+def diverging() -> Iterator[None]:
+    """Turn a loss that is not finite into an error with one line."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise TrainingDiverged(f"training the student diverged: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +170,17 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDA
             seed=recipe.seed,
         )
         tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=recipe.student.max_tokens)
-        with run.reporter.step("student") as progress:
-            try:
-                distil(
-                    student,
-                    TransferSet(tokens, logits, gold),
-                    recipe.distil,
-                    seed=recipe.seed,
-                    inside=_inside(recipe, teacher, trimmed),
-                    teacher_hidden=int(teacher.config.hidden_size),
-                    checkpoint=folder / _CHECKPOINT,
-                    progress=progress,
-                )
-            except FloatingPointError as error:
-                raise TrainingDiverged(f"training the student diverged: {error}") from error
+        with run.reporter.step("student") as progress, diverging():
+            distil(
+                student,
+                TransferSet(tokens, logits, gold),
+                recipe.distil,
+                seed=recipe.seed,
+                inside=_inside(recipe, teacher, trimmed),
+                teacher_hidden=int(teacher.config.hidden_size),
+                checkpoint=folder / _CHECKPOINT,
+                progress=progress,
+            )
         _save(folder, student, trimmed)
         (folder / _CHECKPOINT).unlink(missing_ok=True)
 
@@ -209,6 +216,6 @@ def load_trained(folder: Path) -> Trained:
 
 
 def teacher_labels(run: Run, teacher: Teacher, rows: Sequence[Row]) -> tuple[str, ...]:
-    """The teacher's answers on rows, as label names."""
-    logits = run.labels_of(teacher, [text_of(row) for row in rows])
+    """The teacher's answers on rows, as label names, computed in float32: what it is compared and served by."""
+    logits = teacher.logits([text_of(row) for row in rows], bf16=False)
     return tuple(run.splits.labels[index] for index in logits.argmax(axis=1))

@@ -343,4 +343,6 @@ def _made(card: Card) -> str:
     lines += [f"- {note}" for note in provenance.notes]
     if card.commands:
         lines += ["", "```", *card.commands, "```"]
+    if card.costs:
+        lines += ["", "What each step cost:", "", *(f"- {cost}" for cost in card.costs)]
     return "\n".join(lines)

@@ -121,18 +121,19 @@ class Teacher:
         """The encoder's weights by their Hugging Face names (`embeddings.word_embeddings.weight`, ...), float32."""
         return {name: tensor.detach().float() for name, tensor in self.network.encoder.state_dict().items()}
 
-    def logits(self, texts: Sequence[Text], *, progress: Progress | None = None) -> Matrix:
+    def logits(self, texts: Sequence[Text], *, bf16: bool = True, progress: Progress | None = None) -> Matrix:
         """Raw logits of `texts`.
 
         Args:
             texts: N texts or pairs.
+            bf16: multiply in bfloat16 where that is faster; for labels to learn from. Off: as it would be served.
             progress: told (texts done, N, "").
         Returns: float32 [N, C].
         Raises: TeacherInvalid: no head, or a logit that is not finite (the message names the text's index).
         """
         if not self.labels:
             raise TeacherInvalid("the teacher has no classification head; give it teacher.fine_tune")
-        logits = self._over(texts, len(self.labels), self.network, progress)
+        logits = self._over(texts, len(self.labels), self.network, progress, bf16=bf16)
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(bad):
             raise TeacherInvalid(f"the teacher's logits are not finite for text {bad[0]}: {str(texts[bad[0]])[:60]!r}")
@@ -144,11 +145,13 @@ class Teacher:
             raise TeacherInvalid("the teacher is a sequence classifier and gives no pooled embedding")
         return self._over(texts, int(self.config.hidden_size), self.network.pooled, progress)
 
-    def _over(self, texts: Sequence[Text], width: int, run: Any, progress: Progress | None) -> Matrix:
+    def _over(
+        self, texts: Sequence[Text], width: int, run: Any, progress: Progress | None, *, bf16: bool = True
+    ) -> Matrix:
         tokens = tokenise(self.tokenizer_json, texts, max_tokens=self.max_tokens)
         outputs = np.zeros((len(texts), width), np.float32)
         done = 0
-        with torch.inference_mode(), fast_matmul():
+        with torch.inference_mode(), fast_matmul(bf16):
             for rows in batches_in_order_of_length(tokens.lengths, batch_items=_BATCH_ITEMS):
                 outputs[rows] = run(tokens.padded(rows)).float().numpy()
                 done += len(rows)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from service.api.answers import Answered
@@ -177,6 +177,9 @@ class Service:
             self._observer.dropped(served.handle, "deadline", len(body.inputs))
             raise DeadlineExceeded("the deadline passed before the inputs were tokenized") from None
         good = [item for item in encoded if isinstance(item, Encoded)]
+        if self._truncate(body) == "start" and any(item.truncated for item in good):
+            # certificates are about texts that lost their end, if anything
+            policy = replace(served.student.policy("never"), risk_requested=policy.risk_requested)
         ran = iter(await self.engine.submit(served.handle, good, policy=policy, deadline=deadline) if good else [])
         items, queue_s, compute_s = [], 0.0, 0.0
         for item in encoded:
@@ -195,12 +198,15 @@ class Service:
         if pairs and not paired:
             raise wrong_field("/inputs/0", f"student {served.name!r} takes pairs of texts")
 
+    def _truncate(self, body: Body) -> Truncate:
+        return body.truncate or self.settings.default_truncate
+
     async def _encode(self, served: Served, body: Body) -> Sequence[Encoded | ServiceError]:
         items = len(body.inputs)
         if self._tokenizing_items + items > self.settings.max_queue_items:
             self._observer.dropped(served.handle, "overloaded", items)
             raise Overloaded("too many inputs are waiting to be tokenized", retry_after_s=1.0)
-        truncate = body.truncate or self.settings.default_truncate
+        truncate = self._truncate(body)
         self._tokenizing_items += items
         try:
             encoded: list[Encoded | ServiceError] = []

@@ -64,6 +64,7 @@ def test_a_recipe_becomes_a_served_student(job: Job):
     outcome = student.run(student.encoder.encode(["where is my lost card"]), student.policy("default"))[0]
     assert manifest.labels[outcome.raw.argmax()] == "lost_card"
 
+    Store(job.store).set_alias("toy-intent", "production", 1)
     again, cache, _ = job.run(seeds=2)
     assert (again.version, again.new) == (1, False)
     assert [receipt.step for receipt in cache.receipts if not receipt.cached] == []
@@ -97,8 +98,19 @@ def test_pairs_are_refused_before_anything_is_trained(make_recipe: MakeRecipe, t
         file = tmp_path / "data" / f"{split}.jsonl"
         rows = [{**json.loads(line), "text_pair": "my money"} for line in file.read_text().splitlines()]
         file.write_text("\n".join(json.dumps(row) for row in rows))
+    job = Job(path, tmp_path)
     with pytest.raises(RecipeInvalid, match=r"train.jsonl:1: text_pair"):
-        Job(path, tmp_path).run()
+        job.run()
+    assert list(job.runs.iterdir()) == []
+
+
+def test_a_draft_that_was_killed_half_way_is_made_again(job: Job):
+    job.run()
+    (draft,) = (job.runs / "draft").iterdir()
+    (draft / "done.json").unlink()
+    published, cache, _ = job.run(resume=True)
+    assert published.version == 1
+    assert [receipt.step for receipt in cache.receipts if not receipt.cached] == ["draft"]
 
 
 def command(job: Job, *more: str) -> list[str]:

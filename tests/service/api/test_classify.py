@@ -124,6 +124,13 @@ class TestTruncation:
             body = {"inputs": inputs, "truncate": truncate}
             assert (await app.post("/v1/classify", body)).json()["results"][0]["label"] == label
 
+    async def test_texts_that_lost_their_start_go_to_full_depth(self, app: Any) -> None:
+        cut = (await app.post("/v1/classify", {"inputs": [EARLY, LONG], "truncate": "start"})).json()
+        assert {result["exit"] for result in cut["results"]} == {"full"}
+        assert cut["exit"]["risk_applied"] is None
+        whole = (await app.post("/v1/classify", {"inputs": [EARLY], "truncate": "start"})).json()
+        assert whole["results"][0]["exit"] == "early"
+
     async def test_refused_as_a_whole(self, app: Any) -> None:
         response = await app.post("/v1/classify", {"inputs": ["good", LONG], "truncate": "error"})
         assert _pointers(_problem(response, 422, "invalid_input")) == ["/inputs/1"]
