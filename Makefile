@@ -31,10 +31,10 @@ install-offline: $(VENV)/.offline  ## the offline half and the test tools too
 serve: install  ## serve STORE (default models/store) on PORT (default 8000)
 	$(BIN)/understudy serve --store $(STORE) --port $(PORT)
 
-refresh: install-offline  ## make a student: RECIPE=models/recipes/intent.yaml STORE=my-store
+refresh: install-offline  ## make a student: RECIPE=models/recipes/intent.yaml STORE=my-store [ARGS=--resume]
 	@test -n "$(RECIPE)" -a "$(origin STORE)" != file \
 		|| { echo "make refresh RECIPE=models/recipes/NAME.yaml STORE=DIRECTORY (a store of yours)" >&2; exit 2; }
-	$(BIN)/understudy refresh $(RECIPE) --store $(STORE)
+	$(BIN)/understudy refresh $(RECIPE) --store $(STORE) $(ARGS)
 
 test: install-offline  ## run the tests (those that need data are skipped without UNDERSTUDY_DATA)
 	$(BIN)/python -m pytest

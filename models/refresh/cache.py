@@ -37,7 +37,7 @@ class Receipt:
 
     def line(self) -> str:
         """The receipt in one line for people; of a cached step, what it cost when it was made."""
-        made = f"{self.wall_s:.0f} s, {self.cpu_s:.0f} CPU-s, peak {self.peak_bytes >> 20} MiB"
+        made = f"{self.wall_s:.0f} s, {self.cpu_s:.0f} CPU-s, peak {self.peak_bytes >> 20:,} MiB"
         return f"{self.step}: {made}{' (cached)' if self.cached else ''}"
 
 

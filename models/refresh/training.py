@@ -17,7 +17,7 @@ from models.data.cuts import Splits
 from models.data.rows import Row
 from models.distill.train import Inside, TransferSet, distil, inside_of, needs_inside
 from models.errors import OfflineError, RecipeInvalid
-from models.recipe import Recipe
+from models.recipe import Recipe, digest_of
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.students.build import new_student
@@ -56,6 +56,10 @@ class Run:
     cache: StepCache
     reporter: Reporter
 
+    def data_key(self) -> dict[str, object]:
+        """What tells these splits from any others: which rows went where, and the files' bytes."""
+        return {"splits": self.splits.digests, "files": [source.sha256 for source in self.splits.sources]}
+
     def labels_of(self, teacher: Teacher, texts: Sequence[Text]) -> Matrix:
         """The teacher's raw logits, float32 [N, C], cached by content."""
         with self.reporter.step("labels") as progress:
@@ -91,7 +95,7 @@ def make_teacher(run: Run) -> Teacher:
         "step": TEACHER_STEP,
         "source": load_teacher(recipe.teacher.source).digest(),
         "settings": settings.model_dump(mode="json"),
-        "rows": {split: splits.digests[split] for split in ("train", "dev")},
+        "rows": run.data_key(),
         "torch": str(torch.__version__),
     }
 
@@ -127,8 +131,7 @@ def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[li
         "step": TRANSFER_STEP,
         "teacher": teacher.digest(),
         "augment": settings.model_dump(mode="json"),
-        "rows": splits.digests,
-        "unlabelled": len(splits.unlabelled),
+        "rows": run.data_key(),
     }
 
     def make(folder: Path) -> None:
@@ -154,8 +157,8 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDA
         "student": recipe.student.model_dump(mode="json"),
         "distil": recipe.distil.model_dump(mode="json"),
         "seed": recipe.seed,
-        "rows": run.splits.digests,
-        "unlabelled": len(run.splits.unlabelled),
+        "texts": digest_of(list(texts)),
+        "rows": run.data_key(),
         "torch": str(torch.__version__),
     }
 

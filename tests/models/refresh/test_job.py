@@ -70,6 +70,14 @@ def test_a_recipe_becomes_a_served_student(job: Job):
     assert [receipt.step for receipt in cache.receipts if not receipt.cached] == []
 
 
+def test_a_recipe_may_train_for_int8(make_recipe: MakeRecipe, tmp_path: Path):
+    qat = {"int8": "qat", "rows": 64, "qat_epochs": 0.5}
+    job = Job(make_recipe(compress=[qat], publish={"alias": "canary", "precisions": ["int8"]}), tmp_path)
+    published, _, said = job.run()
+    assert set(Store(job.store).open("toy-intent", published.version).manifest.precisions) == {"int8"}
+    assert "compress: int8 trained" in said
+
+
 def test_a_failed_gate_publishes_nothing(make_recipe: MakeRecipe, tmp_path: Path):
     job = Job(make_recipe(gates={"retention": 0.5, "bytes": 10}), tmp_path)
     with pytest.raises(GateFailed, match="nothing was published: bytes"):
