@@ -22,13 +22,13 @@ CLASSIFY_REQUESTS: dict[str, Any] = {
 _ENVELOPE = {
     "exit": {"risk_requested": 0.01, "risk_applied": 0.01},
     "usage": {"tokens": 7},
-    "timing_ms": {"queue": 0.06, "compute": 0.11, "total": 0.41},
+    "timing_ms": {"queue": 0.102, "compute": 0.952, "total": 1.81},
 }
 
 CLASSIFY_ANSWER: dict[str, Any] = {
     "model": "sentiment",
     "version": 1,
-    "results": [{"label": "positive", "score": 0.9931, "exit": "layer-0", "depth": 0.02}],
+    "results": [{"label": "positive", "score": 0.9983, "exit": "embeddings", "depth": 0.0004}],
     **_ENVELOPE,
 }
 
