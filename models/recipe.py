@@ -177,7 +177,10 @@ class Distil(_Part):
 
 
 class Int8(_Part):
-    """`static`: post-training static scales (u8 activations, per-channel s8 weights). `qat`: then trained with them."""
+    """`static`: post-training static scales (u8 activations, per-channel s8 weights). `qat`: then trained with them.
+
+    `token_table`: `int8` stores the rows of the token table in 8 bits, in the fp32 graphs too.
+    """
 
     int8: Literal["static", "qat"]
     rows: Count = 512

@@ -1,7 +1,7 @@
 """The splits of a recipe: cut once, by a permanent rule, and kept apart for good.
 
-Where a row of the training file goes is a function of its words alone (not of the recipe's seed, not of the other
-rows), so a row that was once held out is held out in every later refresh:
+Where a row of the training file goes is a function of its words alone (not of the recipe's seed, nor, unless
+`parts` is on, of the other rows), so a row that was once held out is held out in every later refresh:
 
     place = sha256("understudy-split-1" + group key) as a number in [0, 1)
     gate: place < gate.cut   calibration: place >= 1 - calibration.cut   dev: 0.5 <= place < 0.5 + dev.cut   else train

@@ -79,6 +79,7 @@ def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, re
     """
     run = start(recipe, cache, reporter)
     teacher = make_teacher(run)
+    _tell_teacher(run, teacher)
     texts, gold = make_transfer_texts(run, teacher, neighbours)
     transfer = Transfer(texts, gold)
     candidate = _candidate(run, teacher, transfer)
@@ -101,6 +102,12 @@ def start(recipe: Recipe, cache: StepCache, reporter: Reporter) -> Run:
     for note in splits.notes:
         reporter.say(f"data: {note}")
     return Run(recipe, splits, cache, reporter)
+
+
+def _tell_teacher(run: Run, teacher: Teacher) -> None:
+    answers = teacher_labels(run, teacher, run.splits.dev)
+    right = sum(row.label == answer for row, answer in zip(run.splits.dev, answers, strict=True))
+    run.reporter.say(f"teacher: {right / len(answers):.2%} of {len(answers):,} dev rows right, in float32")
 
 
 def _candidate(run: Run, teacher: Teacher, transfer: Transfer) -> _Candidate:

@@ -60,6 +60,7 @@ def test_a_recipe_becomes_a_served_student(job: Job):
     card = (bundle.path / "card.md").read_text()
     assert "Other seeds" in card
     assert "gate: bytes" in said
+    assert "dev rows right, in float32" in said
     student = Student(bundle)
     outcome = student.run(student.encoder.encode(["where is my lost card"]), student.policy("default"))[0]
     assert manifest.labels[outcome.raw.argmax()] == "lost_card"
