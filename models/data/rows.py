@@ -17,6 +17,11 @@ class Row:
     line: int = 0
 
 
+def text_of(row: Row) -> str | tuple[str, str]:
+    """What a row shows a model: its text, or the pair of texts."""
+    return row.text if row.text_pair is None else (row.text, row.text_pair)
+
+
 def normalised(text: str) -> str:
     """`text` as NFKC, case folded, each run of whitespace as one space.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from models.data.read import read_rows
-from models.data.rows import Row
+from models.data.rows import Row, text_of
 from models.errors import DataInvalid
 from models.evaluate.opening import (
     one_line_errors,
@@ -15,7 +15,6 @@ from models.evaluate.opening import (
     require_classify,
     require_known_labels,
     require_shape,
-    text_of,
     write_json,
 )
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student

@@ -14,8 +14,9 @@ import typer
 from numpy.typing import NDArray
 
 from models.data.read import read_rows
+from models.data.rows import text_of
 from models.evaluate.exits import Counts, Floats
-from models.evaluate.opening import one_line_errors, open_bundle, text_of, write_json
+from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from service.runtime.encode import Encoded, pad
 from service.runtime.heads import ExitPolicy, confidence, softmax
 from service.runtime.student import Student

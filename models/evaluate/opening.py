@@ -12,7 +12,6 @@ from models.data.rows import Row
 from models.errors import DataInvalid, OfflineError
 from service.bundle.load import Bundle, load_bundle
 from service.errors import BundleError, InvalidInput, SettingsInvalid, StoreError
-from service.runtime.encode import Text
 from service.store.store import Store
 
 
@@ -27,11 +26,6 @@ def open_bundle(reference: str, *, store: Path) -> Bundle:
     opened = Store(store)
     resolved = opened.resolve(reference)
     return opened.open(resolved.name, resolved.version)
-
-
-def text_of(row: Row) -> Text:
-    """The row's text, or its pair."""
-    return row.text if row.text_pair is None else (row.text, row.text_pair)
 
 
 def require_classify(bundle: Bundle) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from models.data.read import read_rows
-from models.evaluate.opening import one_line_errors, open_bundle, text_of, write_json
+from models.data.rows import text_of
+from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from models.evaluate.scale import bert_base_size
 from models.evaluate.speed import BATCH_ITEMS, Contender, Mode, SpeedReport, machine_name, measure, pinned
 from models.evaluate.speed import student_contenders as contenders_of

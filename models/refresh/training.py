@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from models.data.augment import Augmenter
 from models.data.cuts import Splits
-from models.data.rows import Row
+from models.data.rows import Row, text_of
 from models.distill.train import Inside, TransferSet, distil, inside_of, needs_inside
 from models.errors import OfflineError, RecipeInvalid
 from models.recipe import Recipe, digest_of
@@ -23,7 +23,7 @@ from models.refresh.progress import Reporter
 from models.students.build import new_student
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
-from models.teachers.fine_tune import fine_tune, gold_of, text_of
+from models.teachers.fine_tune import fine_tune, gold_of
 from models.teachers.labels import label
 from models.teachers.teacher import Matrix, Teacher, check_labels, load_teacher
 from models.teachers.tokens import Text, tokenise

@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from models.data.rows import Row
+from models.data.rows import Row, text_of
 from models.errors import TeacherInvalid
 from models.recipe import FineTune
 from models.teachers.fit import Fit, Group, Progress, accuracy, all_batches, fast_matmul, fit
@@ -30,11 +30,6 @@ class FineTuned:
 
     teacher: Teacher
     dev_accuracy: tuple[float, ...]
-
-
-def text_of(row: Row) -> Text:
-    """What a row shows a model: its text, or the pair of texts."""
-    return row.text if row.text_pair is None else (row.text, row.text_pair)
 
 
 def gold_of(rows: Sequence[Row], labels: Sequence[str]) -> Indices:
