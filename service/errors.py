@@ -6,14 +6,16 @@ ServiceError                              BundleError (start-up and offline; nev
 │  ├─ Unauthorized        401             ├─ FileMissing       a file the manifest names is not there
 │  ├─ Forbidden           403             ├─ FileTooLarge      a file is over the size bound
 │  ├─ UnknownModel        404             ├─ DigestMismatch    a file's bytes are not the published ones
-│  ├─ TooLarge            413             ├─ GraphMismatch     a graph's tensors are not the manifest's
-│  └─ InvalidInput        422             └─ GoldenMismatch    a backend does not reproduce the goldens
+│  ├─ BodyTimeout         408             ├─ GraphMismatch     a graph's tensors are not the manifest's
+│  ├─ TooLarge            413             ├─ GoldenMismatch    a backend does not reproduce the goldens
+│  └─ InvalidInput        422             └─ MemoryFull        the loaded students would exceed the limit
 ├─ Unavailable      the caller may retry  StoreError (start-up and offline; never over HTTP)
 │  ├─ Overloaded          429             ├─ UnknownVersion    no such student, version or alias
-│  ├─ NotReady            503             ├─ AliasInvalid      an alias name or file breaks its rules
-│  ├─ Draining            503             ├─ SpaceMismatch     an alias would move between embedding spaces
-│  └─ DeadlineExceeded    504             └─ PublishFailed     nothing was published; the store is as it was
-└─ RunFailed              500 (ours)      SettingsInvalid (start-up)
+│  │  └─ QuotaExceeded    429             ├─ AliasInvalid      an alias name or file breaks its rules
+│  ├─ NotReady            503             ├─ SpaceMismatch     an alias would move between embedding spaces
+│  ├─ Draining            503             └─ PublishFailed     nothing was published; the store is as it was
+│  └─ DeadlineExceeded    504             SettingsInvalid (start-up)
+└─ RunFailed              500 (ours)      └─ BackendUnavailable  a backend asked for by name is not usable
 """
 
 from dataclasses import dataclass
@@ -70,6 +72,12 @@ class UnknownModel(CallerError):
     status, code, title = 404, "unknown_model", "Unknown model"
 
 
+class BodyTimeout(CallerError):
+    """The body did not come in time."""
+
+    status, code, title = 408, "body_timeout", "Request timeout"
+
+
 class TooLarge(CallerError):
     """The body or its number of items is over the limit."""
 
@@ -96,6 +104,12 @@ class Overloaded(Unavailable):
     def __init__(self, detail: str, *, retry_after_s: float) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Overloaded):
+    """The key has used up what it may use for now."""
+
+    status, code, title = 429, "quota_exceeded", "Quota exceeded"
 
 
 class NotReady(Unavailable):
@@ -170,6 +184,12 @@ class GoldenMismatch(BundleError):
     code = "golden_mismatch"
 
 
+class MemoryFull(BundleError):
+    """Loading it would take the students together over the memory limit."""
+
+    code = "memory_full"
+
+
 class StoreError(Exception):
     """The store cannot do what was asked; it is unchanged."""
 
@@ -204,3 +224,9 @@ class SettingsInvalid(Exception):
     """The service's settings contradict each other or are out of bounds."""
 
     code = "settings_invalid"
+
+
+class BackendUnavailable(SettingsInvalid):
+    """A backend was asked for by name and is not installed, or not active on this machine."""
+
+    code = "backend_unavailable"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import SettingsInvalid
@@ -81,8 +81,11 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")] = 8000
     backend: Annotated[
-        Literal["auto", "onnxruntime"],
-        Field(description="What runs the graphs. `auto` takes the best one that is installed."),
+        Literal["auto", "onnxruntime", "openvino", "cuda"],
+        Field(
+            description="What runs the graphs. `auto` starts with `onnxruntime`, measures what else is installed and takes "
+            "the fastest for each student; one asked for by name and not usable is an error."
+        ),
     ] = "auto"
     precision: Annotated[
         str | None,
@@ -103,16 +106,80 @@ class Settings(BaseSettings):
             json_schema_extra={"default_words": "the CPU quota (cgroup, affinity) ÷ `threads_per_slot`"},
         ),
     ]
+    cache_dir: Annotated[
+        Path | None,
+        Field(
+            description="Where `auto` keeps what it measured.",
+            json_schema_extra={"default_words": "`understudy` in `$XDG_CACHE_HOME` or `~/.cache`"},
+        ),
+    ] = None
+    memory_limit_mb: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=1 << 24,
+            description="Megabytes that the loaded students may take together; one that would go beyond is refused, those "
+            "in service stay.",
+            json_schema_extra={"default_words": "the container's memory limit"},
+        ),
+    ] = None
     token_budget: Annotated[
         int, Field(ge=8, le=1 << 20, description="Padded tokens in one batch, at most. Bounds a run's memory and time.")
     ] = 8192
+    batch_ms: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=60_000,
+            description="Predicted milliseconds of one graph run, at most (a single item may take more).",
+        ),
+    ] = 20.0
+    window_ms: Annotated[
+        float,
+        Field(ge=0, le=1000, description="Milliseconds that a free slot waits for a batch to fill; 0: it never waits."),
+    ] = 0.0
+    passage_cache_mb: Annotated[
+        int, Field(ge=0, le=1 << 20, description="Megabytes of passage embeddings that rank keeps; 0 keeps none.")
+    ] = 64
     max_queue_items: Annotated[
-        int, Field(ge=1, le=1 << 20, description="Items waiting, at most; what comes on top is answered 429.")
+        int,
+        Field(
+            ge=1, le=1 << 20, description="Items of one student waiting, at most; what comes on top is answered 429."
+        ),
     ] = 8192
     max_items: Annotated[int, Field(ge=1, le=1 << 20, description="Items in one request, at most (else 413).")] = 2048
     max_body_bytes: Annotated[
         int, Field(ge=1024, le=1 << 30, description="Bytes of a request's body, at most (else 413).")
     ] = 8 << 20
+    max_request_tokens: Annotated[
+        int, Field(ge=8, le=1 << 30, description="Tokens in one request, at most (else 413).")
+    ] = 1 << 20
+    header_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds a client may take to send a request's headers.")
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds a client may take to send a request's body (else 408).")
+    ] = 30.0
+    api_keys: Annotated[
+        Path | None,
+        Field(description="File of the API keys and their limits (docs/keys.md); unset: no key is asked for."),
+    ] = None
+    admin_key: Annotated[
+        SecretStr | None,
+        Field(min_length=16, description="Key of `/admin`; unset: `/admin` is off."),
+    ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Origins (comma-separated, `*` for any) whose pages may call the service from a browser.",
+            json_schema_extra={"default_words": "none"},
+        ),
+    ] = ()
+    root_dialect: Annotated[
+        Literal["native", "tei"],
+        Field(description="Whose API `/classify`, `/rank`, `/embed` … without a prefix speak."),
+    ] = "native"
     default_deadline_ms: Annotated[
         float | None,
         Field(
@@ -127,6 +194,15 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, le=3600, description="Seconds that requests under way are given to finish when the service stops."),
     ] = 20.0
+    drain_delay_s: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=3600,
+            description="Seconds between saying not ready and refusing requests when the service stops, for balancers to "
+            "notice.",
+        ),
+    ] = 0.0
     required: Annotated[
         tuple[str, ...] | None,
         NoDecode,
@@ -143,7 +219,7 @@ class Settings(BaseSettings):
         "text"
     )
 
-    @field_validator("required", mode="before")
+    @field_validator("required", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
