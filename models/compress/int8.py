@@ -36,11 +36,20 @@ class Int8Settings:
         smoothing: 0 to 1, how much of the differences between an activation's channels moves into the weights before
             both are rounded (SmoothQuant's alpha); 0 moves nothing and adds no work.
         keep: weights (by initializer name) whose products stay float32.
+        narrowing: percentile and smoothing of products with fewer outputs than inputs, where they differ: in an
+            encoder these read what an activation function wrote, which has few and large outliers.
     """
 
     percentile: float = 99.99
     smoothing: float = 0.0
     keep: frozenset[str] = frozenset()
+    narrowing: tuple[float, float] | None = None
+
+    def of(self, weights: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
+        """Percentile and smoothing of an input that these weights, each float32 [K, N], multiply."""
+        if self.narrowing is not None and all(weight.shape[0] > weight.shape[1] for weight in weights):
+            return self.narrowing
+        return self.percentile, self.smoothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +126,24 @@ def _measured_plans(
         return []
     seen = observe(model, tensors=[product.source for product in candidates], feeds=feeds)
     by_token = [product for product in candidates if not seen[product.source].per_item]
-    divisors = {source: _divisors(by_token, source, seen[source], settings) for source in {p.source for p in by_token}}
-    spans = {source: _span(seen[source], divisors[source], settings) for source in divisors}
+    divisors, spans = {}, {}
+    for source in {product.source for product in by_token}:
+        weights = [product.weight for product in by_token if product.source == source]
+        percentile, smoothing = settings.of(weights)
+        divisors[source] = _divisors(weights, seen[source], smoothing)
+        spans[source] = seen[source].scaled(divisors[source]).clipped(percentile)
     return [_Plan(product, spans[product.source], divisors[product.source]) for product in by_token]
 
 
 def _divisors(
-    products: list[Product], source: str, seen: Observed, settings: Int8Settings
+    weights: list[npt.NDArray[np.float32]], seen: Observed, smoothing: float
 ) -> npt.NDArray[np.float32] | None:
-    """float32 [K]: activations' peaks against the weights' peaks, evened out by `smoothing`."""
-    if settings.smoothing <= 0:
+    """float32 [K]: an input's peaks against the peaks of its weights, evened out by `smoothing`; None: not at all."""
+    if smoothing <= 0:
         return None
-    weights = np.max([np.abs(p.weight).max(axis=1) for p in products if p.source == source], axis=0)
-    alpha = settings.smoothing
-    factors = np.maximum(seen.channels, 1e-5) ** alpha / np.maximum(weights, 1e-5) ** (1 - alpha)
+    peaks = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    factors = np.maximum(seen.channels, 1e-5) ** smoothing / np.maximum(peaks, 1e-5) ** (1 - smoothing)
     return np.asarray(factors / np.exp(np.log(factors).mean()), np.float32)
-
-
-def _span(seen: Observed, divisors: npt.NDArray[np.float32] | None, settings: Int8Settings) -> Range:
-    return seen.scaled(divisors).clipped(settings.percentile)
 
 
 def _rewritten(model: onnx.ModelProto, plans: list[_Plan]) -> onnx.ModelProto:

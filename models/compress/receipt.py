@@ -24,6 +24,7 @@ class Receipt:
         max_difference, mean_difference: of the absolute differences between raw outputs (logits or embeddings).
         flips: rows whose label changed; None where the outputs are not logits.
         mean_cosine: between the rows' raw outputs before and after.
+        correlation: between all rows' scores before and after; None where a row has more than one number.
     """
 
     name: str
@@ -34,14 +35,21 @@ class Receipt:
     mean_difference: float
     flips: int | None
     mean_cosine: float
+    correlation: float | None = None
+
+    @property
+    def likeness(self) -> float:
+        """The correlation of scores, else the mean cosine; 1: alike."""
+        return self.mean_cosine if self.correlation is None else self.correlation
 
     def line(self) -> str:
         """The receipt in one line for people."""
+        likeness = "mean cosine" if self.correlation is None else "correlation"
         flips = "" if self.flips is None else f"{self.flips} labels changed, "
         return (
             f"{self.name}: {self.bytes_before:,} -> {self.bytes_after:,} bytes; on {self.rows} rows: "
             f"mean |difference| {self.mean_difference:.4f}, largest {self.max_difference:.4f}, "
-            f"{flips}mean cosine {self.mean_cosine:.4f}"
+            f"{flips}{likeness} {self.likeness:.4f}"
         )
 
 
@@ -75,7 +83,15 @@ def make_receipt(
         mean_difference=float(differences.mean()),
         flips=int((outputs_before.argmax(axis=1) != outputs_after.argmax(axis=1)).sum()) if labels else None,
         mean_cosine=float(_cosines(outputs_before, outputs_after).mean()),
+        correlation=_correlation(outputs_before, outputs_after) if outputs_before.shape[1] == 1 else None,
     )
+
+
+def _correlation(left: Floats, right: Floats) -> float:
+    """Pearson's, of columns of N numbers; a column that does not vary counts as alike."""
+    centred = [side.astype(np.float64).T - side.mean(dtype=np.float64) for side in (left, right)]
+    norms = np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
+    return float((centred[0] * centred[1]).sum() / norms) if norms > 0 else 1.0
 
 
 def _cosines(left: Floats, right: Floats) -> npt.NDArray[np.float64]:

@@ -110,6 +110,14 @@ def test_smoothing_helps_where_one_channel_is_far_larger(matmul: Path, tmp_path:
     assert errors[1] < errors[0] / 2
 
 
+def test_narrowing_products_have_settings_of_their_own():
+    settings = Int8Settings(percentile=99.0, smoothing=0.2, narrowing=(99.9, 0.7))
+    wide, narrow = np.zeros((4, 8), np.float32), np.zeros((8, 4), np.float32)
+    assert settings.of([narrow]) == (99.9, 0.7)
+    assert settings.of([wide]) == settings.of([wide, narrow]) == (99.0, 0.2)
+    assert Int8Settings(percentile=99.0, smoothing=0.2).of([narrow]) == (99.0, 0.2)
+
+
 def test_trained_ranges_are_used_as_they_are(matmul: Path, tmp_path: Path):
     int8 = tmp_path / "int8.onnx"
     span = Range(low=-2.0, high=3.0)

@@ -53,3 +53,15 @@ def test_what_cannot_be_compared_is_an_error(files, shape):
             outputs_before=np.zeros(shape, np.float32),
             outputs_after=np.zeros((0, 2), np.float32),
         )
+
+
+def test_scores_are_correlated_over_all_rows(files):
+    before = np.array([[1.0], [2.0], [4.0]], np.float32)
+    receipt = make_receipt(
+        "int8", before=files[0], after=files[1], outputs_before=before, outputs_after=before * 2 - 3, labels=False
+    )
+    assert receipt.likeness == receipt.correlation == pytest.approx(1)
+    assert "correlation 1.0000" in receipt.line()
+    flat = np.ones((3, 1), np.float32)
+    same = make_receipt("int8", before=files[0], after=files[1], outputs_before=flat, outputs_after=flat, labels=False)
+    assert same.likeness == 1
