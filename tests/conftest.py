@@ -80,11 +80,11 @@ class ToySpec:
     `change` is called with the manifest as a dict, last, and may break it.
     """
 
-    task: Literal["classify", "embed"] = "classify"
+    task: Literal["classify", "embed", "rank"] = "classify"
     name: str = ""
     seed: int = 0
     labels: tuple[str, ...] = LABELS
-    pairs: Literal["none", "joint"] = "none"
+    pairs: Literal["none", "joint", "separate"] = "none"
     max_tokens: int = 32
     precisions: tuple[str, ...] = ("fp32", "int8")
     space_id: str = "toy-space-1"
@@ -124,6 +124,7 @@ def _weights(seed: int, n_labels: int) -> Arrays:
         "mix": (np.eye(HIDDEN) * 0.5 + draw.normal(0, 0.05, (HIDDEN, HIDDEN))).astype(np.float32),
         "read_upper": (1.8 * read + draw.normal(0, 0.3, read.shape)).astype(np.float32),
         "project": draw.normal(0, 1, (HIDDEN, DIMENSIONS)).astype(np.float32),
+        "weigh": np.linspace(-2, 2, HIDDEN, dtype=np.float32),
     }
 
 
@@ -161,7 +162,7 @@ def _graph(
 
 def _lookup(pairs: str) -> list[onnx.NodeProto]:
     """Nodes that write `hidden` [B, T, H] from the ids (and, for pairs, the token types), zero where masked."""
-    if pairs == "none":
+    if pairs != "joint":
         words = [helper.make_node("Gather", ["table", "input_ids"], ["words"])]
     else:
         words = [
@@ -181,7 +182,14 @@ def _graphs(spec: ToySpec, weights: Arrays) -> dict[str, bytes]:
     """The ONNX graph of each stage, by stage id."""
     used = {name: weights[name] for name in ["table", *(["types"] if spec.pairs == "joint" else [])]}
     ids = _token_inputs(spec)
-    if spec.task == "embed":
+    if spec.task == "rank" and spec.pairs == "joint":
+        nodes = [
+            *_lookup(spec.pairs),
+            *_masked_mean("hidden", ""),
+            helper.make_node("MatMul", ["pooled", "weigh"], ["score"]),
+        ]
+        return {"00": _graph(nodes, ids, {"score": ["B"]}, used | {"weigh": weights["weigh"]})}
+    if _answer(spec) == "embedding":
         nodes = [
             *_lookup(spec.pairs),
             *_masked_mean("hidden", ""),
@@ -208,10 +216,18 @@ def _graphs(spec: ToySpec, weights: Arrays) -> dict[str, bytes]:
     }
 
 
+def _answer(spec: ToySpec) -> str:
+    """The output that answers."""
+    if spec.task == "rank":
+        return "score" if spec.pairs == "joint" else "embedding"
+    return "embedding" if spec.task == "embed" else "logits"
+
+
 def _stages(spec: ToySpec) -> list[dict[str, Any]]:
     ids = {name: name for name in _token_inputs(spec)}
-    if spec.task == "embed":
-        return [{"id": "00", "inputs": ids, "outputs": {"embedding": {"dtype": "float32", "dims": ["B", DIMENSIONS]}}}]
+    if spec.task != "classify":
+        dims = ["B"] if _answer(spec) == "score" else ["B", DIMENSIONS]
+        return [{"id": "00", "inputs": ids, "outputs": {_answer(spec): {"dtype": "float32", "dims": dims}}}]
     logits = {"logits": {"dtype": "float32", "dims": ["B", len(spec.labels)]}}
     hidden = {"hidden": {"dtype": "float32", "dims": ["B", "T", HIDDEN]}}
     upper = {"id": "01", "inputs": {"hidden": "00.hidden", "attention_mask": "attention_mask"}, "outputs": logits}
@@ -219,8 +235,8 @@ def _stages(spec: ToySpec) -> list[dict[str, Any]]:
 
 
 def _exits(spec: ToySpec) -> list[dict[str, Any]]:
-    if spec.task == "embed":
-        return [{"id": "full", "stage": "00", "output": "embedding", "depth": 1.0}]
+    if spec.task != "classify":
+        return [{"id": "full", "stage": "00", "output": _answer(spec), "depth": 1.0}]
     return [
         {"id": "early", "stage": "00", "output": "logits", "depth": 0.25, "temperature": 1.5},
         {"id": "full", "stage": "01", "output": "logits", "depth": 1.0, "temperature": 1.0},
@@ -247,7 +263,7 @@ def _certificate(precision: str) -> dict[str, Any]:
 
 def _golden(spec: ToySpec, graphs: Mapping[str, Mapping[str, bytes]], tokenizer: Tokenizer) -> dict[str, Any]:
     sessions = {p: [onnxruntime.InferenceSession(g) for g in stages.values()] for p, stages in graphs.items()}
-    texts: list[Any] = list(GOLDEN_TEXTS) if spec.pairs == "none" else [(text, "is it good?") for text in GOLDEN_TEXTS]
+    texts: list[Any] = list(GOLDEN_TEXTS) if spec.pairs != "joint" else [(text, "is it good?") for text in GOLDEN_TEXTS]
     samples = []
     for text in texts:
         encoded = tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text)
@@ -271,7 +287,7 @@ def _full_depth(
         known |= dict(
             zip(names, session.run(names, {i.name: known[i.name] for i in session.get_inputs()}), strict=True)
         )
-        exits[leave["id"]] = [float(value) for value in known[leave["output"]][0]]
+        exits[leave["id"]] = [float(value) for value in known[leave["output"]][0].reshape(-1)]
     return exits
 
 
@@ -281,7 +297,7 @@ def _manifest(spec: ToySpec, files: Mapping[str, bytes]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "format": "1.0",
         "requires": [],
-        "name": spec.name or ("toy" if classify else "toy-embed"),
+        "name": spec.name or ("toy" if classify else f"toy-{spec.task}"),
         "task": spec.task,
         "max_tokens": spec.max_tokens,
         "pairs": spec.pairs,
@@ -300,6 +316,8 @@ def _manifest(spec: ToySpec, files: Mapping[str, bytes]) -> dict[str, Any]:
         "files": {path: {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)} for path, raw in files.items()},
         "provenance": {"made_by": "test", "created": "2025-01-01T00:00:00Z"},
     }
+    if spec.task == "rank":
+        return document
     if not classify:
         return document | {"space_id": spec.space_id, "embedding_dimensions": DIMENSIONS}
     document |= {"labels": list(spec.labels), "default_risk": spec.default_risk}
@@ -327,9 +345,10 @@ BuildBundle = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _plain_environment() -> Iterator[None]:
-    """No setting of the developer's shell reaches a test; only UNDERSTUDY_DATA stays."""
+def _plain_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No setting of the developer's shell reaches a test; only UNDERSTUDY_DATA stays. Caches are the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         for name in [n for n in os.environ if n.startswith("UNDERSTUDY_") and n != "UNDERSTUDY_DATA"]:
             patch.delenv(name)
         yield

@@ -101,6 +101,21 @@ def prepare(recipe: Recipe) -> Splits:
     )
 
 
+def split_sources(splits: Splits) -> tuple[DataSource, ...]:
+    """Which rows were held out, for a provenance: `sha256` is that of a split's sorted keys and labels.
+
+    The roles are "dev rows", "calibration rows" and "gate rows".
+    """
+    files = {source.role: source for source in splits.sources}
+    named = {"dev": files.get("dev", files["train"]), "calibration": files["train"], "gate": files["train"]}
+    return tuple(
+        file.model_copy(
+            update={"role": f"{split} rows", "sha256": splits.digests[split], "rows": len(getattr(splits, split))}
+        )
+        for split, file in named.items()
+    )
+
+
 def place_of(group: str) -> float:
     """The place in [0, 1) of a group."""
     digest = hashlib.sha256(f"{SALT}{group}".encode()).digest()

@@ -8,16 +8,17 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.data.rows import Row
+from models.data.rows import LabelledPassage, RankRow, Row
 from models.errors import DataInvalid
 from service.bundle.manifest import Task
 
 FIELDS = ("text", "text_pair", "label")
+R = TypeVar("R")
 
 
 class _Bad(Exception):
@@ -45,15 +46,36 @@ def read_rows(path: Path, *, task: Task, labels: Literal["required", "optional"]
             how many more there are. For Parquet the line is the row's number from 1.
     """
     if task == "rank":
-        raise DataInvalid(f"{path}: rows of task rank cannot be read")
+        raise DataInvalid(f"{path}: rows of task rank are not single texts")
     wanted = FIELDS if task == "classify" else FIELDS[:2]
     rows: list[Row] = []
+
+    def checked(record: _Record) -> Row:
+        row = _row(record, path, wanted, labels)
+        _same_shape(rows, row)
+        return row
+
+    return _all(path, checked, rows)
+
+
+def read_rankings(path: Path) -> list[RankRow]:
+    """Read queries with their passages: `{"query", "passages": [{"text", "label"?}, ...]}`, one to a line.
+
+    Args:
+        path: `.jsonl`, also as `.gz`. Fields other than these are ignored.
+    Raises: DataInvalid: as `read_rows`.
+    """
+    if (path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]) != [".jsonl"]:
+        raise DataInvalid(f"{path}: rows of task rank are read from .jsonl (or .jsonl.gz) files")
+    return _all(path, lambda record: _ranking(record, path), [])
+
+
+def _all(path: Path, checked: Callable[[_Record], R], rows: list[R]) -> list[R]:
+    """Every line of a file, added to `rows` as it is checked."""
     problems: list[str] = []
     for record in _records(path):
         try:
-            row = _row(record, path, wanted, labels)
-            _same_shape(rows, row)
-            rows.append(row)
+            rows.append(checked(record))
         except _Bad as error:
             problems.append(f"{path}:{record.line}: {error}")
     if problems:
@@ -154,6 +176,29 @@ def _row(record: _Record, path: Path, wanted: tuple[str, ...], labels: Literal["
     if label is None and labels == "required" and "label" in wanted:
         raise _Bad("field 'label': missing")
     return Row(text, label, pair, str(path), record.line)
+
+
+def _ranking(record: _Record, path: Path) -> RankRow:
+    if record.fields is None:
+        raise _Bad(record.problem)
+    query, passages = record.fields.get("query"), record.fields.get("passages")
+    if query is None:
+        raise _Bad("field 'query': missing")
+    if not isinstance(passages, list) or not passages:
+        raise _Bad("field 'passages': must be a list of at least one passage")
+    read = tuple(_passage(passage, f"passages[{at}]") for at, passage in enumerate(passages))
+    return RankRow(_text("query", query), read, str(path), record.line)
+
+
+def _passage(value: Any, field: str) -> LabelledPassage:
+    if not isinstance(value, dict) or "text" not in value:
+        raise _Bad(f"field {field!r}: must be an object with a 'text'")
+    label = value.get("label")
+    if label is not None and (
+        isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label)
+    ):
+        raise _Bad(f"field {field!r}: 'label' must be a number")
+    return LabelledPassage(_text(field, value["text"]), None if label is None else float(label))
 
 
 def _text(field: str, value: Any) -> str:

@@ -17,6 +17,24 @@ class Row:
     line: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledPassage:
+    """A passage of a query and how relevant it is; None: not stated."""
+
+    text: str
+    label: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankRow:
+    """A query with its passages, at least one; `file` and `line` (1-based) say where it was read."""
+
+    query: str
+    passages: tuple[LabelledPassage, ...]
+    file: str = ""
+    line: int = 0
+
+
 def text_of(row: Row) -> str | tuple[str, str]:
     """What a row shows a model: its text, or the pair of texts."""
     return row.text if row.text_pair is None else (row.text, row.text_pair)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from models.data.read import read_rows
+from models.data.read import read_rankings, read_rows
 from models.export.families import ImportRefused
 from models.export.import_model import CALIBRATION_ROWS, Calibration, ImportReport, import_model, spread
 from models.export.sources import load_source
@@ -17,7 +17,7 @@ from service.runtime.encode import Text
 from service.store.store import Store
 
 POOR_COSINE = 0.98
-"""Below this mean cosine the command says that int8 should not be served unseen."""
+"""Below this mean cosine (of scores: correlation) the command says that int8 should not be served unseen."""
 
 
 class ImportTask(StrEnum):
@@ -25,6 +25,7 @@ class ImportTask(StrEnum):
 
     classify = "classify"
     embed = "embed"
+    rank = "rank"
 
 
 def command(
@@ -37,7 +38,11 @@ def command(
         Path, typer.Option("--store", envvar="UNDERSTUDY_STORE", help="The store's directory, made if missing.")
     ],
     calibration: Annotated[
-        Path | None, typer.Option(help="Rows (JSONL, CSV or Parquet, `text`) to make the int8 scales from.")
+        Path | None,
+        typer.Option(
+            help="Rows to make the int8 scales from: JSONL, CSV or Parquet with `text`; for rank JSONL with `query` "
+            "and `passages`."
+        ),
     ] = None,
     alias: Annotated[str, typer.Option(help="The alias that the new version gets.")] = "production",
     max_tokens: Annotated[int | None, typer.Option(min=3, help="A limit below the model's own.")] = None,
@@ -47,7 +52,7 @@ def command(
 
     Args:
         source: `default`, or a directory.
-        task: classify or embed.
+        task: classify, embed or rank. A ranker with one label scores pairs; any other model ranks by its embeddings.
         name: of the student.
         store: where to publish.
         calibration: rows for the static int8 scales; without them the bundle is fp32 only.
@@ -60,9 +65,9 @@ def command(
     if not NAME.fullmatch(name):
         raise ImportRefused(f"--name {name}: lower-case letters, digits, - and _, starting with a letter or digit")
     if pairs and task is not ImportTask.classify:
-        raise ImportRefused("--pairs: only a classifier reads pairs")
-    rows = _calibration(calibration, task, pairs) if calibration is not None else None
+        raise ImportRefused("--pairs: only a classifier is told to read pairs")
     imported = load_source(source, task=task.value, max_tokens=max_tokens, pairs=pairs)
+    rows = _calibration(calibration, task, imported.pairs) if calibration is not None else None
     with tempfile.TemporaryDirectory(prefix="understudy-import-") as work:
         report = import_model(imported, name=name, task=task.value, work=Path(work), calibration=rows)
         store.mkdir(parents=True, exist_ok=True)
@@ -72,20 +77,32 @@ def command(
 
 
 def _calibration(path: Path, task: ImportTask, pairs: bool) -> Calibration:
-    rows = read_rows(path, task=task.value, labels="optional")
+    texts = _ranked_texts(path, pairs) if task is ImportTask.rank else _texts(path, task, pairs)
+    if len(texts) < 2:
+        raise ImportRefused(f"{path}: at least two rows are needed")
+    chosen = spread(texts, 2 * CALIBRATION_ROWS)
+    entry = file_entry(path)
+    return Calibration(chosen, DataSource(role="calibration", name=path.name, sha256=entry.sha256, rows=len(chosen)))
+
+
+def _texts(path: Path, task: ImportTask, pairs: bool) -> list[Text]:
     texts: list[Text] = []
-    for row in rows:
+    for row in read_rows(path, task=task.value, labels="optional"):
         if pairs and row.text_pair is None:
             raise ImportRefused(f"{path}: --pairs needs rows with text_pair")
         if pairs and row.text_pair is not None:
             texts.append((row.text, row.text_pair))
         else:
             texts.extend(text for text in (row.text, row.text_pair) if text is not None)
-    if len(texts) < 2:
-        raise ImportRefused(f"{path}: at least two rows are needed")
-    chosen = spread(texts, 2 * CALIBRATION_ROWS)
-    entry = file_entry(path)
-    return Calibration(chosen, DataSource(role="calibration", name=path.name, sha256=entry.sha256, rows=len(chosen)))
+    return texts
+
+
+def _ranked_texts(path: Path, pairs: bool) -> list[Text]:
+    """Each query with each of its passages; or all of them by themselves, every text once."""
+    rankings = read_rankings(path)
+    if pairs:
+        return [(row.query, passage.text) for row in rankings for passage in row.passages]
+    return list(dict.fromkeys(text for row in rankings for text in (row.query, *(p.text for p in row.passages))))
 
 
 def _lines(report: ImportReport, version: str, alias: str, max_tokens: int) -> list[str]:
@@ -99,6 +116,6 @@ def _lines(report: ImportReport, version: str, alias: str, max_tokens: int) -> l
         lines.append("int8 was not made: its scales are static and need rows (--calibration DATA)")
         return lines
     lines.append(report.fidelity.line())
-    if report.fidelity.mean_cosine < POOR_COSINE:
-        lines.append(f"mean cosine is below {POOR_COSINE}: compare int8 with fp32 on your task before serving it")
+    if report.fidelity.likeness < POOR_COSINE:
+        lines.append(f"that is below {POOR_COSINE}: compare int8 with fp32 on your task before serving it")
     return lines

@@ -1,7 +1,7 @@
 """What a bundle says about how it was made: when, with which libraries, on what machine."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +19,14 @@ def make_provenance(
     recipe_sha256: str | None = None,
     recipe: dict[str, Any] | None = None,
     data: Sequence[DataSource] = (),
+    libraries: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> Provenance:
-    """A provenance with the time, the library versions and the processor of this process filled in."""
+    """A provenance with the time, the library versions and the processor of this process filled in.
+
+    Args:
+        libraries: versions of further libraries, beside those that every bundle depends on.
+    """
     return Provenance(
         made_by=made_by,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -29,7 +34,7 @@ def make_provenance(
         recipe_sha256=recipe_sha256,
         recipe=recipe or {},
         data=tuple(data),
-        libraries=library_versions(),
+        libraries=library_versions() | dict(libraries or {}),
         machine=machine(),
         notes=tuple(notes),
     )

