@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from models.errors import RecipeInvalid
 from service.bundle.manifest import Confidence, Name, Task
@@ -23,6 +34,9 @@ from service.bundle.manifest import Confidence, Name, Task
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+FIRST_BACKEND = "onnxruntime"
+"""What certifies where a recipe names no backend; golden outputs are its numbers everywhere."""
 
 
 class _Part(BaseModel):
@@ -191,15 +205,29 @@ class Int8(_Part):
 
 
 class Exits(_Part):
-    """The exit rule and the promises to certify, all together at confidence 1 - `delta`."""
+    """The exit rule and the promises to certify, all together at confidence 1 - `delta`.
+
+    `backends`: each gets a certificate of its own for every shipped precision; the first one's temperatures are used.
+    """
 
     confidence: Confidence = "max_probability"
     risks: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.005, 0.01, 0.02, 0.05)
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     default_risk: Annotated[float, Field(gt=0, lt=1)] | None = 0.01
+    backends: Annotated[tuple[Name, ...], Field(min_length=1)] = (FIRST_BACKEND,)
+
+    @model_serializer(mode="wrap")
+    def _as_before_backends(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # subtle: a recipe that does not use this key keeps the digest it had before there was one
+        found: dict[str, Any] = plainly(self)
+        if self.backends == (FIRST_BACKEND,):
+            found.pop("backends", None)
+        return found
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
+        if len(set(self.backends)) < len(self.backends):
+            raise ValueError("backends must name each backend once")
         if list(self.risks) != sorted(set(self.risks)):
             raise ValueError("risks must rise, each once")
         if self.default_risk is not None and self.default_risk < self.risks[0]:
@@ -295,13 +323,24 @@ def read_recipe(path: Path, *, overrides: tuple[str, ...] = ()) -> Recipe:
     document = _document(path)
     for override in overrides:
         _override(document, override)
-    _plain(document, path)
+    return recipe_of(document, where=str(path))
+
+
+def recipe_of(document: dict[str, Any], *, where: str) -> Recipe:
+    """Check a recipe that is there as a mapping, as in `Recipe.written`.
+
+    Args:
+        where: names it in errors.
+    Raises:
+        RecipeInvalid: as `read_recipe` does.
+    """
+    _plain(document, where)
     try:
-        recipe = Recipe.model_validate(_expanded(document, path))
+        recipe = Recipe.model_validate(_expanded(document, where))
     except ValidationError as error:
-        raise RecipeInvalid(f"{path}: {_first_problem(error)}") from error
+        raise RecipeInvalid(f"{where}: {_first_problem(error)}") from error
     recipe._written = document
-    _files_exist(recipe, path)
+    _files_exist(recipe, where)
     return recipe
 
 
@@ -375,17 +414,18 @@ def _inside(target: Any, part: str) -> Any:
     return None
 
 
-def _plain(document: dict[str, Any], path: Path) -> None:
+def _plain(document: dict[str, Any], where: str) -> None:
     try:
         json.dumps(document, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise RecipeInvalid(f"{path}: holds a value that is no plain text, number, list or mapping: {error}") from error
+        says = f"holds a value that is no plain text, number, list or mapping: {error}"
+        raise RecipeInvalid(f"{where}: {says}") from error
 
 
-def _expanded(document: dict[str, Any], path: Path) -> Any:
+def _expanded(document: dict[str, Any], where: str) -> Any:
     def variable(found: re.Match[str]) -> str:
         if found[1] not in os.environ:
-            raise RecipeInvalid(f"{path}: ${{{found[1]}}} is not set in the environment")
+            raise RecipeInvalid(f"{where}: ${{{found[1]}}} is not set in the environment")
         return os.environ[found[1]]
 
     return _each_string(document, lambda text: re.sub(r"\$\{(\w+)\}", variable, text))
@@ -398,11 +438,11 @@ def _first_problem(error: ValidationError) -> str:
     return f"{where}: {plain.get(first['type'], first['msg'].removeprefix('Value error, '))}"
 
 
-def _files_exist(recipe: Recipe, path: Path) -> None:
+def _files_exist(recipe: Recipe, where: str) -> None:
     named = {"data.train": recipe.data.train, "data.test": recipe.data.test}
     if isinstance(recipe.data.dev, str):
         named["data.dev"] = recipe.data.dev
     named |= {f"data.unlabelled.{i}": file for i, file in enumerate(recipe.data.unlabelled)}
     for key, file in named.items():
         if not Path(file).is_file():
-            raise RecipeInvalid(f"{path}: {key}: no such file: {file}")
+            raise RecipeInvalid(f"{where}: {key}: no such file: {file}")

@@ -20,8 +20,9 @@ from models.evaluate.opening import (
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student
 from models.evaluate.speed import student_speed
 from models.evaluate.tables import quality_table, speed_table
+from models.evaluate.variants import Variant, require_backends, variants
+from models.recipe import FIRST_BACKEND
 from service.bundle.load import Bundle
-from service.runtime.student import Student
 
 
 def command(
@@ -29,15 +30,17 @@ def command(
     data: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV or Parquet; labels are optional.")],
     store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE", help="The store.")] = Path("models/store"),
     precision: Annotated[str | None, typer.Option(help="Default: every precision of the student.")] = None,
+    backend: Annotated[str, typer.Option(help="The backend to measure on.")] = FIRST_BACKEND,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measurements here too.")] = None,
 ) -> None:
     """Measure a student on a file of rows: at each exit, at each operating point, at full depth, and its speed."""
     with one_line_errors():
+        require_backends([backend], where="--backend")
         bundle = open_bundle(student, store=store)
         require_classify(bundle)
         rows = _rows(bundle, data)
         precisions = [precision] if precision else sorted(bundle.manifest.precisions)
-        measured = [_measure(bundle, name, rows) for name in precisions]
+        measured = [_measure(bundle, variant, rows) for variant in variants([backend], precisions)]
         write_json(json_out, [asdict(each) for each in measured])
 
 
@@ -57,8 +60,8 @@ def _labels(rows: list[Row]) -> tuple[str, ...] | None:
     return labels or None
 
 
-def _measure(bundle: Bundle, precision: str, rows: EvaluationRows) -> StudentQuality:
-    student = Student(bundle, precision=precision)
+def _measure(bundle: Bundle, variant: Variant, rows: EvaluationRows) -> StudentQuality:
+    student = variant.load(bundle)
     quality = evaluate_student(student, rows)
     typer.echo(quality_table(quality))
     typer.echo(speed_table(student_speed(student, rows.texts)) + "\n")

@@ -17,6 +17,8 @@ from models.data.read import read_rows
 from models.data.rows import text_of
 from models.evaluate.exits import Counts, Floats
 from models.evaluate.opening import one_line_errors, open_bundle, write_json
+from models.evaluate.variants import Variant, require_backends, variants
+from models.recipe import FIRST_BACKEND
 from service.runtime.encode import Encoded, pad
 from service.runtime.heads import ExitPolicy, confidence, softmax
 from service.runtime.student import Student
@@ -29,13 +31,14 @@ BATCH_ITEMS = 64
 class CompanyCheck:
     """One kind of company against each text alone.
 
+    variant: the precision; and the backend, where it is not the first.
     setting: "exit E" (what that exit says of every row) or "risk R" (the answers served with exits).
     worst_score: the largest difference of any label's score. flips: rows with another label; moved: rows that left
         at another exit. `unexplained` counts those of both that no tie explains: a flip where the two best scores
         lie within the tolerance, or a confidence within it of a threshold. Scores of moved rows are not compared.
     """
 
-    precision: str
+    variant: str
     setting: str
     company: str
     rows: int
@@ -159,7 +162,7 @@ def _compared(
     flips = ~moved & (alone.scores.argmax(axis=1) != other.scores.argmax(axis=1))
     differences = np.abs(alone.scores - other.scores)[~moved]
     return CompanyCheck(
-        precision=student.precision,
+        variant=Variant(student.backend, student.precision).name,
         setting=setting,
         company=company,
         rows=len(moved),
@@ -174,7 +177,7 @@ def table(checks: Sequence[CompanyCheck]) -> str:
     """The checks as a Markdown table."""
     head = "| precision | setting | company | rows | worst score difference | flips | moved | unexplained | holds |\n"
     lines = [
-        f"| {c.precision} | {c.setting} | {c.company} | {c.rows:,} | {c.worst_score:.1e} | {c.flips} | {c.moved} "
+        f"| {c.variant} | {c.setting} | {c.company} | {c.rows:,} | {c.worst_score:.1e} | {c.flips} | {c.moved} "
         f"| {c.unexplained} | {'yes' if c.holds else 'NO'} |\n"
         for c in checks
     ]
@@ -185,15 +188,17 @@ def command(
     student: Annotated[str, typer.Argument(help="NAME, NAME@VERSION, NAME@ALIAS, or a bundle's folder.")],
     data: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV or Parquet.")],
     store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE")] = Path("models/store"),
+    backend: Annotated[str, typer.Option(help="The backend to check.")] = FIRST_BACKEND,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the checks here too.")] = None,
 ) -> None:
     """Check that answers do not depend on their company, in every precision of a student."""
     with one_line_errors():
+        require_backends([backend], where="--backend")
         bundle = open_bundle(student, store=store)
         texts = [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
         checks: list[CompanyCheck] = []
-        for precision in sorted(bundle.manifest.precisions):
-            loaded = Student(bundle, precision=precision)
+        for variant in variants([backend], sorted(bundle.manifest.precisions)):
+            loaded = variant.load(bundle)
             checks += check_company(loaded, loaded.encoder.encode(texts))
         typer.echo(table(checks), nl=False)
         write_json(json_out, [asdict(check) for check in checks])

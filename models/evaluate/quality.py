@@ -13,6 +13,7 @@ from models.evaluate.calibrate import gold_indices
 from models.evaluate.exits import Counts, Floats, LabelBound, exit_taken, label_bounds
 from models.evaluate.metrics import DisagreementTest, Interval, ReliabilityBin
 from models.evaluate.scores import Logits, exit_logits, exit_rows
+from models.evaluate.variants import Variant
 from service.bundle.manifest import ExitShares, Manifest, Quality
 from service.runtime.encode import Text
 from service.runtime.heads import softmax
@@ -77,7 +78,10 @@ class SettingQuality:
 
 @dataclass(frozen=True, slots=True)
 class StudentQuality:
-    """Everything measured for one precision. `settings`: full depth first, then the operating points, risks rising."""
+    """Everything measured for one backend and precision.
+
+    settings: full depth first, then the operating points, risks rising.
+    """
 
     student: str
     backend: str
@@ -88,6 +92,11 @@ class StudentQuality:
     exits: tuple[ExitQuality, ...]
     settings: tuple[SettingQuality, ...]
     reliability: tuple[ReliabilityBin, ...]
+
+    @property
+    def name(self) -> str:
+        """The precision; and the backend, where it is not the first."""
+        return Variant(self.backend, self.precision).name
 
     @property
     def full_depth(self) -> SettingQuality:
@@ -112,7 +121,7 @@ class _Measured:
 
 
 def evaluate_student(student: Student, rows: EvaluationRows, *, layers: Sequence[int] | None = None) -> StudentQuality:
-    """Measure a classify student in the precision it is loaded in.
+    """Measure a classify student on the backend and in the precision it is loaded in.
 
     Args:
         layers: attention layers run up to each exit; None: as the manifest's recipe says, if it does.
@@ -161,14 +170,14 @@ def layers_of(manifest: Manifest) -> tuple[int, ...] | None:
 
 
 def quality_for_manifest(split: str, measured: Sequence[StudentQuality]) -> Quality:
-    """The manifest's short form of the measurements, one entry per precision."""
+    """The manifest's short form of the measurements, one entry per precision and further backend."""
     first = measured[0]
     teacher = {"accuracy": first.teacher_accuracy, "macro_f1": first.teacher_macro_f1}
     return Quality(
         split=split,
         rows=first.rows,
         teacher={name: value for name, value in teacher.items() if value is not None},
-        by_precision={each.precision: tuple(_short(setting) for setting in each.settings) for each in measured},
+        by_precision={each.name: tuple(_short(setting) for setting in each.settings) for each in measured},
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from models.export.stages import export_stages
 from models.students.encoder import EncoderConfig, EncoderStudent
 from service.runtime.backends.onnxruntime import OnnxRuntimeSession
+from service.runtime.backends.stage import Execution
 from service.runtime.session import TOKENS
 
 _PARITY_ATOL = 1e-2
@@ -41,5 +42,5 @@ def encoder_of(config: EncoderConfig, folder: Path) -> Callable[[Mapping[str, ND
     (exported,) = export_stages(EncoderStudent(config).stages(), folder, parity_atol=_PARITY_ATOL)
     stage = exported.stage
     inputs = dict.fromkeys(stage.inputs, TOKENS)
-    session = OnnxRuntimeSession(exported.path, inputs=inputs, outputs=stage.outputs, threads=1)
+    session = OnnxRuntimeSession(exported.path, inputs=inputs, outputs=stage.outputs, how=Execution())
     return lambda feeds: session.run({tensor: feeds[source] for tensor, source in stage.inputs.items()})

@@ -1,6 +1,6 @@
 """Speed of a student against its teacher, on the same rows, in one run, on one pinned core.
 
-`python -m models.evaluate.speed_command` prints the table. Both sides run in ONNX Runtime with one
+`python -m models.evaluate.speed_command` prints the table. Each side runs on its backend with one
 thread, on ids that are already there, in the same batches (sorted by the teacher's lengths); the student's stages,
 its exit decisions and the compaction of survivors are all timed. Repeats are interleaved (A B A B ...), so that a
 slow moment of the machine meets every side, and the median is reported.
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from models.errors import DataInvalid
+from models.evaluate.variants import Variant, backend_libraries
+from models.recipe import FIRST_BACKEND
 from service.runtime.encode import Encoder, Text, pad
 from service.runtime.heads import ExitPolicy, never
 from service.runtime.student import Student, batches_by_length
@@ -31,6 +32,8 @@ Mode = Literal["ids", "texts"]
 REPEATS = 5
 BATCH_ITEMS = 32
 SINGLE_ROWS = 500
+
+_SAID = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +113,13 @@ def student_contenders(student: Student, risks: Sequence[float]) -> tuple[Conten
 
     Raises: DataInvalid: the student has no certified point of exactly that risk on its backend and precision.
     """
-    name = f"{student.manifest.name} {student.precision}"
+    name = f"{student.manifest.name} {Variant(student.backend, student.precision).name}"
     found = []
     for risk in risks:
         policy = student.policy(risk)
         if policy.risk_applied != risk:
-            raise DataInvalid(f"{name} on {student.backend}: no operating point of risk {risk:g}")
+            where = f"{student.manifest.name} {student.precision} on {student.backend}"
+            raise DataInvalid(f"{where}: no operating point of risk {risk:g}")
         found.append(Contender(f"{name}, risk {risk:g}", student.encoder, _runner(student, policy)))
     return (*found, Contender(f"{name}, full depth", student.encoder, _runner(student, never(student.manifest))))
 
@@ -234,11 +238,12 @@ def _pass(
     return over_ids
 
 
-def machine_name() -> str:
-    """The processor, the number of cores and ONNX Runtime's version: enough to read a speed by."""
+def machine_name(backends: Sequence[str] = (FIRST_BACKEND,)) -> str:
+    """The processor, the number of cores and the versions of what computes: enough to read a speed by."""
     model = platform.processor() or platform.machine()
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         lines = listing.read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores, ONNX Runtime {onnxruntime.__version__}"
+    libraries = [f"{_SAID.get(name, name)} {version}" for name, version in backend_libraries(backends).items()]
+    return ", ".join([model, f"{os.cpu_count()} cores", *libraries])

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,8 @@ from models.evaluate.scale import bert_base_size
 from models.evaluate.speed import BATCH_ITEMS, Contender, Mode, SpeedReport, machine_name, measure, pinned
 from models.evaluate.speed import student_contenders as contenders_of
 from models.evaluate.tables import markdown, speed_table
+from models.evaluate.variants import Variant, require_backends
+from models.recipe import FIRST_BACKEND
 from service.bundle.load import Bundle
 from service.runtime.encode import Text
 from service.runtime.student import Student
@@ -23,41 +25,51 @@ SCALE_STRIDE = 16
 """The encoder of BERT-base's size runs every 16th batch only: it is there for scale."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """How each side runs."""
+
+    student: Variant
+    teacher: Variant
+
+
 def report(
     student: Bundle,
     teacher: Bundle,
     texts: Sequence[Text],
     *,
     risks: Sequence[float],
-    precision: str | None,
+    sides: Sides,
     core: int | None,
 ) -> SpeedReport:
     """Load both sides on one pinned core and time them; the teacher runs in fp32, at full depth.
 
-    Raises: DataInvalid: a risk is not certified for the student.
+    Raises: DataInvalid: a risk is not certified for the student on its backend and precision.
     """
     with pinned(core) as used, tempfile.TemporaryDirectory() as scratch:
-        baseline = Student(teacher, precision="fp32")
-        contenders = [*contenders_of(Student(student, precision=precision), risks), *_teacher(baseline)]
+        baseline = sides.teacher.load(teacher)
+        contenders = [*contenders_of(sides.student.load(student), risks), *_teacher(baseline)]
         contenders.append(
             Contender("12x768, random weights", baseline.encoder, bert_base_size(Path(scratch)), SCALE_STRIDE)
         )
         timings = measure(contenders, texts, order_by=baseline.encoder)
-    return SpeedReport(machine=machine_name(), core=used, repeats=len(timings[0].seconds), timings=timings)
+    backends = dict.fromkeys((FIRST_BACKEND, sides.student.backend, sides.teacher.backend))
+    machine = machine_name(tuple(backends))
+    return SpeedReport(machine=machine, core=used, repeats=len(timings[0].seconds), timings=timings)
 
 
 def _teacher(teacher: Student) -> tuple[Contender, ...]:
     (full,) = contenders_of(teacher, ())
-    return (Contender("teacher fp32", full.encoder, full.run),)
+    return (Contender(f"teacher {Variant(teacher.backend, teacher.precision).name}", full.encoder, full.run),)
 
 
-def ratios_table(measured: SpeedReport) -> str:
-    """How many times as fast as the teacher every contender is, in each mode."""
+def ratios_table(measured: SpeedReport, baseline: str) -> str:
+    """How many times as fast as the contender `baseline` every contender is, in each mode."""
     names = list(dict.fromkeys(t.contender for t in measured.timings))
     modes: list[tuple[Mode, int]] = list(dict.fromkeys((t.mode, t.batch_items) for t in measured.timings))
     head = ["times the teacher's speed", *(f"{mode}, batch {size}" for mode, size in modes)]
     rows = [
-        [name, *(f"{measured.ratio(name, 'teacher fp32', mode=mode, batch_items=size):.1f}" for mode, size in modes)]
+        [name, *(f"{measured.ratio(name, baseline, mode=mode, batch_items=size):.1f}" for mode, size in modes)]
         for name in names
     ]
     return markdown(head, rows)
@@ -70,17 +82,23 @@ def command(
     store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE")] = Path("models/store"),
     risk: Annotated[list[float] | None, typer.Option(help="Operating points to time; may be repeated.")] = None,
     precision: Annotated[str | None, typer.Option(help="The student's; default: its default.")] = None,
+    backend: Annotated[str, typer.Option(help="The student's.")] = FIRST_BACKEND,
+    teacher_backend: Annotated[str, typer.Option(help="The teacher's.")] = FIRST_BACKEND,
     core: Annotated[int | None, typer.Option(help="Which core; default: the last allowed.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the timings here too.")] = None,
 ) -> None:
-    """Time a student against its teacher: same rows, same batches, one pinned thread, ONNX Runtime on both sides."""
+    """Time a student against its teacher: same rows, same batches, one pinned thread on each side in turn."""
     with one_line_errors():
+        require_backends([backend], where="--backend")
+        require_backends([teacher_backend], where="--teacher-backend")
         texts = [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
         first, second = open_bundle(student, store=store), open_bundle(teacher, store=store)
-        measured = report(first, second, texts, risks=risk or (0.01,), precision=precision, core=core)
+        served = Variant(backend, precision or first.manifest.default_precision)
+        sides = Sides(student=served, teacher=Variant(teacher_backend, "fp32"))
+        measured = report(first, second, texts, risks=risk or (0.01,), sides=sides, core=core)
         typer.echo(f"{measured.machine}; core {measured.core}; median of {measured.repeats} interleaved repeats")
         typer.echo(f"batches of {BATCH_ITEMS} sorted by the teacher's lengths; at batch 1 a sample of the same rows\n")
-        typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured)}")
+        typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured, f'teacher {sides.teacher.name}')}")
         write_json(json_out, asdict(measured))
 
 

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from models.data.cuts import prepare
+from models.data.cuts import prepare, split_sources
 from models.errors import GateFailed, RecipeInvalid
 from models.evaluate.quality import StudentQuality, quality_for_manifest
 from models.evaluate.speed import Timing, frontier, pinned
+from models.evaluate.variants import Variant, backend_libraries, require_backends, variants
 from models.export.bundle import finalise
 from models.export.provenance import make_provenance
-from models.recipe import Recipe
+from models.recipe import FIRST_BACKEND, Recipe
 from models.refresh.cache import StepCache
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
@@ -21,6 +22,7 @@ from models.refresh.proving import (
     Certified,
     certify_draft,
     draw_again,
+    first_variant,
     judge,
     judge_company,
     measure,
@@ -32,7 +34,6 @@ from models.report.seeds import SeedResult, seed_result
 from models.teachers.teacher import Teacher, neighbours
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate, Provenance
-from service.runtime.student import Student
 from service.store.store import Store
 
 CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
@@ -40,11 +41,14 @@ CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a refresh put into the store. `new` is False where the same bytes were there already."""
+    """What was put into the store, and the alias that points at it, if one was asked for.
+
+    `new` is False where the same was there already.
+    """
 
     name: str
     version: int
-    alias: str
+    alias: str | None
     new: bool
 
 
@@ -91,7 +95,11 @@ def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, re
 
 
 def start(recipe: Recipe, cache: StepCache, reporter: Reporter) -> Run:
-    """Read and cut the data. Raises: RecipeInvalid: not a classify recipe; and as `prepare` does."""
+    """Read and cut the data.
+
+    Raises: RecipeInvalid: not a classify recipe; BackendRefused: `exits.backends`; and as `prepare` does.
+    """
+    require_backends(recipe.exits.backends, where="exits.backends")
     if recipe.task != "classify":
         raise RecipeInvalid(f"task: {recipe.task}: the refresh job makes classify students")
     splits = prepare(recipe)
@@ -119,13 +127,15 @@ def _candidate(run: Run, teacher: Teacher, transfer: Transfer) -> _Candidate:
 
 
 def _certify(run: Run, draft: Draft) -> Certified:
-    inputs = {
+    inputs: dict[str, object] = {
         "step": CERTIFY_STEP,
         "draft": draft.bundle.parent.name,
         "exits": run.recipe.exits.model_dump(mode="json"),
         "population": run.recipe.data.population,
         "rows": {split: run.splits.digests[split] for split in ("dev", "calibration")},
     }
+    if further := _further_backends(run.recipe):
+        inputs["libraries"] = backend_libraries(further)
 
     def make(folder: Path) -> None:
         splits = run.splits
@@ -210,10 +220,16 @@ def _assembled(
     )
 
 
-def _precisions(recipe: Recipe) -> tuple[str, ...]:
-    """The shipped precisions, the default first."""
+def _variants(recipe: Recipe) -> tuple[Variant, ...]:
+    """What is measured: every backend with the shipped precisions, the default precision first."""
     first = recipe.publish.default_precision
-    return (first, *(precision for precision in recipe.publish.precisions if precision != first))
+    precisions = (first, *(precision for precision in recipe.publish.precisions if precision != first))
+    return variants(recipe.exits.backends, precisions)
+
+
+def _further_backends(recipe: Recipe) -> tuple[str, ...]:
+    """Those whose libraries neither a draft nor a provenance names anyway."""
+    return tuple(backend for backend in recipe.exits.backends if backend != FIRST_BACKEND)
 
 
 def _gates(run: Run, teacher: Teacher, candidate: _Candidate) -> tuple[GateResult, ...]:
@@ -241,14 +257,14 @@ def _gates(run: Run, teacher: Teacher, candidate: _Candidate) -> tuple[GateResul
 
 
 def _judged(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...]:
-    rows, precisions = run.splits.gate, _precisions(run.recipe)
-    measured = measure(bundle, precisions, rows_to_judge(rows, teacher_labels(run, teacher, rows)))
-    return (*judge(bundle, run.recipe, measured), *judge_company(bundle, precisions, rows))
+    rows, wanted = run.splits.gate, _variants(run.recipe)
+    measured = measure(bundle, wanted, rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+    return (*judge(bundle, run.recipe, measured), *judge_company(bundle, wanted, rows))
 
 
 def _on_test(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[StudentQuality, ...]:
     rows = run.splits.test
-    return measure(bundle, _precisions(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+    return measure(bundle, _variants(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
 
 
 def _card(
@@ -278,7 +294,7 @@ def _card(
 
 def _frontier(bundle: Bundle, recipe: Recipe, texts: Sequence[str]) -> tuple[Timing, ...]:
     with pinned(None):
-        return frontier(Student(bundle, precision=recipe.publish.default_precision), texts)
+        return frontier(first_variant(recipe).load(bundle), texts)
 
 
 def _commands(recipe: Recipe, *, seeds: int) -> tuple[str, ...]:
@@ -300,7 +316,8 @@ def _provenance(run: Run, teacher: Teacher) -> Provenance:
         teacher=f"{named}{tuned}, weights {teacher.digest()[:16]}",
         recipe_sha256=recipe.digest(),
         recipe=recipe.written,
-        data=run.splits.sources,
+        data=(*run.splits.sources, *split_sources(run.splits)),
+        libraries=backend_libraries(_further_backends(recipe)),
         notes=recipe.notes,
     )
 

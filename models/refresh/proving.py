@@ -11,12 +11,12 @@ from models.evaluate.exits import Risks
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student
 from models.evaluate.resplits import ExitSettings, Resampling, ResplitSummary, resplits
 from models.evaluate.scores import exit_logits
+from models.evaluate.variants import Variant, variants
 from models.recipe import Recipe
 from models.refresh.training import texts_of
 from models.report.card import GateResult
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate
-from service.runtime.student import Student
 
 _GATE_LEVEL = 0.01
 _RESPLITS = 300
@@ -24,14 +24,14 @@ _RESPLITS = 300
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """One temperature per exit, and one certificate per precision."""
+    """One temperature per exit, and one certificate per backend and precision."""
 
     temperatures: tuple[float, ...]
     certificates: tuple[Certificate, ...]
 
 
 def certify_draft(draft: Path, recipe: Recipe, *, split_a: Sequence[Row], split_b: Sequence[Row]) -> Certified:
-    """Temperatures from split A on the default precision; certificates from split B on every precision.
+    """Temperatures from split A on the first backend; certificates from split B on every backend and precision.
 
     Args:
         draft: a bundle's folder without certificates.
@@ -39,28 +39,57 @@ def certify_draft(draft: Path, recipe: Recipe, *, split_a: Sequence[Row], split_
         split_b: certifies it; used here and nowhere else.
     """
     bundle = load_bundle(draft)
-    promise = Promise(
+    first = first_variant(recipe).load(bundle)
+    gold = [int(index) for index in gold_indices([row.label for row in split_a], bundle.manifest.labels)]
+    temperatures = temperatures_of(first, first.encoder.encode(texts_of(split_a)), gold=gold)
+    wanted = variants(recipe.exits.backends, recipe.publish.precisions)
+    found = certificates_of(bundle, wanted, recipe, temperatures=temperatures, splits=(split_a, split_b))
+    return Certified(temperatures, found)
+
+
+def certificates_of(
+    bundle: Bundle,
+    wanted: Sequence[Variant],
+    recipe: Recipe,
+    *,
+    temperatures: Sequence[float],
+    splits: tuple[Sequence[Row], Sequence[Row]],
+) -> tuple[Certificate, ...]:
+    """One certificate for each variant, in the order given: its path chosen on split A, certified once on split B.
+
+    Args:
+        temperatures: one per exit, as the manifest carries them or will.
+        splits: A and B; each variant's reference is its own full depth.
+    """
+    promise = promise_of(recipe, splits[1])
+    encoder = wanted[0].load(bundle).encoder
+    encoded_a, encoded_b = (encoder.encode(texts_of(rows)) for rows in splits)
+    return tuple(
+        certify_student(
+            variant.load(bundle),
+            split_a=encoded_a,
+            split_b=encoded_b,
+            temperatures=temperatures,
+            promise=promise,
+        )
+        for variant in wanted
+    )
+
+
+def promise_of(recipe: Recipe, split_b: Sequence[Row]) -> Promise:
+    """What the recipe wants promised of these calibration rows' population."""
+    return Promise(
         confidence=recipe.exits.confidence,
         risks=_risks(recipe),
         population=recipe.data.population or f"rows like those of the training data of {recipe.name}",
         population_digest=keys_digest([group_key(row) for row in split_b]),
         input_policy=f"single texts, cut at the end to {recipe.student.max_tokens} tokens",
     )
-    first = Student(bundle, precision=recipe.publish.default_precision)
-    encoded_a, encoded_b = (first.encoder.encode(texts_of(rows)) for rows in (split_a, split_b))
-    gold = [int(index) for index in gold_indices([row.label for row in split_a], bundle.manifest.labels)]
-    temperatures = temperatures_of(first, encoded_a, gold=gold)
-    certificates = tuple(
-        certify_student(
-            Student(bundle, precision=precision),
-            split_a=encoded_a,
-            split_b=encoded_b,
-            temperatures=temperatures,
-            promise=promise,
-        )
-        for precision in recipe.publish.precisions
-    )
-    return Certified(temperatures, certificates)
+
+
+def first_variant(recipe: Recipe) -> Variant:
+    """The recipe's first backend with the precision that is served by default."""
+    return Variant(recipe.exits.backends[0], recipe.publish.default_precision)
 
 
 def _risks(recipe: Recipe) -> Risks:
@@ -73,9 +102,9 @@ def rows_to_judge(rows: Sequence[Row], teacher: Sequence[str]) -> EvaluationRows
     return EvaluationRows(texts=tuple(texts_of(rows)), labels=labels, teacher=tuple(teacher))
 
 
-def measure(bundle: Bundle, precisions: Sequence[str], rows: EvaluationRows) -> tuple[StudentQuality, ...]:
-    """The quality of each precision on the rows, in the order given."""
-    return tuple(evaluate_student(Student(bundle, precision=precision), rows) for precision in precisions)
+def measure(bundle: Bundle, wanted: Sequence[Variant], rows: EvaluationRows) -> tuple[StudentQuality, ...]:
+    """The quality of each variant on the rows, in the order given."""
+    return tuple(evaluate_student(variant.load(bundle), rows) for variant in wanted)
 
 
 def judge(bundle: Bundle, recipe: Recipe, qualities: Sequence[StudentQuality]) -> tuple[GateResult, ...]:
@@ -84,21 +113,21 @@ def judge(bundle: Bundle, recipe: Recipe, qualities: Sequence[StudentQuality]) -
     gates = [
         GateResult("bytes", f"<= {recipe.gates.bytes:,}", f"{size:,}", size <= recipe.gates.bytes),
         *(_retention(quality, recipe) for quality in qualities),
-        *(gate for quality in qualities for gate in _promises(quality)),
+        *(gate for quality in qualities for gate in judge_promises(quality)),
     ]
     return tuple(gates)
 
 
-def judge_company(bundle: Bundle, precisions: Sequence[str], rows: Sequence[Row]) -> tuple[GateResult, ...]:
+def judge_company(bundle: Bundle, wanted: Sequence[Variant], rows: Sequence[Row]) -> tuple[GateResult, ...]:
     """Whether answers depend on the batch or its padding, on the gate split."""
     found = []
-    for precision in precisions:
-        student = Student(bundle, precision=precision)
+    for variant in wanted:
+        student = variant.load(bundle)
         checks = check_company(student, student.encoder.encode(texts_of(rows)))
         worst = max(check.worst_score for check in checks)
         holds = all(check.holds for check in checks)
         found.append(
-            GateResult(f"company, {precision}", "same answer in any batch", f"scores within {worst:.1e}", holds)
+            GateResult(f"company, {variant.name}", "same answer in any batch", f"scores within {worst:.1e}", holds)
         )
     return tuple(found)
 
@@ -107,15 +136,15 @@ def _retention(quality: StudentQuality, recipe: Recipe) -> GateResult:
     kept = quality.full_depth.retention
     value = 0.0 if kept is None else kept.value
     reached = f"{value:.4f} on {quality.rows} rows"
-    name = f"retention, full depth, {quality.precision}"
+    name = f"retention, full depth, {quality.name}"
     return GateResult(name, f">= {recipe.gates.retention:g}", reached, value >= recipe.gates.retention)
 
 
-def _promises(quality: StudentQuality) -> list[GateResult]:
+def judge_promises(quality: StudentQuality) -> list[GateResult]:
     """Each offered risk, by the exact test on rows that had no part in its certificate."""
     return [
         GateResult(
-            f"risk {test.risk:g}, {quality.precision}",
+            f"risk {test.risk:g}, {quality.name}",
             f"not refuted at {_GATE_LEVEL:g}",
             f"{test.errors} of {test.rows} differ, p = {test.p_value:.3f}",
             test.p_value > _GATE_LEVEL,
@@ -128,8 +157,8 @@ def _promises(quality: StudentQuality) -> list[GateResult]:
 def draw_again(
     bundle: Bundle, recipe: Recipe, *, split_a: Sequence[Row], split_b: Sequence[Row], test: Sequence[Row]
 ) -> tuple[ResplitSummary, ...]:
-    """What the exits of the default precision give when A and B are drawn again from the rows that had those roles."""
-    student = Student(bundle, precision=recipe.publish.default_precision)
+    """What the first backend's and default precision's exits give when A and B are drawn again from their rows."""
+    student = first_variant(recipe).load(bundle)
     pool, on_test = (
         exit_logits(student, student.encoder.encode(texts_of(rows))) for rows in ([*split_a, *split_b], test)
     )

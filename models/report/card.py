@@ -20,6 +20,11 @@ from service.bundle.manifest import Certificate, DataSource, Manifest, Operating
 FILE = "card.md"
 FOLDER = "card"
 
+SETTINGS_LEGEND = (
+    "Settings; p is the exact test of the promise on these rows (it is refuted at p ≤ 0.05), "
+    "ECE the calibration error of the score as a probability of being right:"
+)
+
 _RESTRICTED = re.compile(r"\b(by-)?nc\b|non-?\s?commercial|research (use )?only", re.IGNORECASE)
 
 _LIMITS = """\
@@ -47,7 +52,7 @@ class Card:
     """Everything the card says.
 
     manifest: of the version, without the card's own files.
-    qualities: on the test split, one per precision, the default precision first.
+    qualities: on the test split, one per backend and precision, the default precision on the first backend first.
     data_notes: what was removed or moved when the splits were cut, one line each.
     receipts: what each compression pass cost and gained, one line each.
     commands: what makes and measures this version.
@@ -105,7 +110,7 @@ def render(card: Card, *, plots: Sequence[str] = ()) -> str:
         ("Calibration drawn again", _resplits(card.resplits)),
         ("Company", _company(card.company)),
         ("Speed", _speed(card.speed)),
-        ("Gates", _gates(card.gates)),
+        ("Gates", gates_table(card.gates)),
         ("Size", _size(card)),
         ("Data", _data(card)),
         ("How it was made", _made(card)),
@@ -126,7 +131,7 @@ def _summary(card: Card) -> str:
     )
     if full.accuracy is not None:
         lines.append(
-            f"Full depth ({quality.precision}): {percent(full.accuracy)} of {quality.rows:,} {card.split} rows right."
+            f"Full depth ({quality.name}): {percent(full.accuracy)} of {quality.rows:,} {card.split} rows right."
         )
     if full.retention is not None and quality.teacher_accuracy is not None:
         kept = full.retention
@@ -147,10 +152,11 @@ def _promises(card: Card) -> str:
     certificates = card.manifest.certificates
     if not any(certificate.points for certificate in certificates):
         return "Nothing is certified for this version: every item runs to full depth."
-    return "\n\n".join(_promise(card.manifest, certificate) for certificate in certificates if certificate.points)
+    return "\n\n".join(promise(card.manifest, certificate) for certificate in certificates if certificate.points)
 
 
-def _promise(manifest: Manifest, certificate: Certificate) -> str:
+def promise(manifest: Manifest, certificate: Certificate) -> str:
+    """What one certificate promises, in full, and its operating points."""
     rows = certificate.points[0].rows
     names = [leave.id for leave in manifest.exits]
     head = [
@@ -192,10 +198,7 @@ def _quality(card: Card) -> str:
     for quality in card.qualities:
         parts.append(f"### {quality.precision} on {quality.backend}\n\nEach exit, if everybody left there:")
         parts.append(exits_table(quality))
-        parts.append(
-            "Settings; p is the exact test of the promise on these rows (it is refuted at p ≤ 0.05), "
-            "ECE the calibration error of the score as a probability of being right:"
-        )
+        parts.append(SETTINGS_LEGEND)
         parts.append(settings_table(quality))
     return "\n\n".join(parts)
 
@@ -209,7 +212,7 @@ def _teacher_table(card: Card) -> str:
             kept = setting.retention
             rows.append(
                 [
-                    f"{quality.precision}, {setting_name(setting)}",
+                    f"{quality.name}, {setting_name(setting)}",
                     percent(setting.accuracy),
                     percent(setting.macro_f1),
                     percent(setting.teacher_agreement),
@@ -231,7 +234,7 @@ def _label_bounds(card: Card) -> str:
     rows = [[b.label, str(b.rows), str(b.errors), percent(b.upper)] for b in shown]
     rest = f" The {len(shown)} widest of {len(worst)} are shown." if len(worst) > len(shown) else ""
     return (
-        f"At {setting_name(setting)} ({quality.precision}), of the {card.split} answers with a label, how many differ "
+        f"At {setting_name(setting)} ({quality.name}), of the {card.split} answers with a label, how many differ "
         "from full depth, and a 95% upper bound on that label's true share (Clopper-Pearson, each on its own; labels "
         f"answered on fewer than 30 rows are left out).{rest}\n\n"
         + markdown(["answered label", "rows", "differ", "true share at most"], rows)
@@ -274,13 +277,13 @@ def _company(checks: Sequence[CompanyCheck]) -> str:
     if not checks:
         return ""
     head = ["precision", "company", "rows", "worst score difference", "flips", "left elsewhere", "no tie explains"]
-    groups = dict.fromkeys((check.precision, check.company) for check in checks)
+    groups = dict.fromkeys((check.variant, check.company) for check in checks)
     rows = []
-    for precision, company in groups:
-        group = [check for check in checks if (check.precision, check.company) == (precision, company)]
+    for variant, company in groups:
+        group = [check for check in checks if (check.variant, check.company) == (variant, company)]
         worst = max(check.worst_score for check in group)
         counts = [sum(getattr(c, name) for c in group) for name in ("flips", "moved", "unexplained")]
-        rows.append([precision, company, f"{group[0].rows:,}", f"{worst:.1e}", *(str(count) for count in counts)])
+        rows.append([variant, company, f"{group[0].rows:,}", f"{worst:.1e}", *(str(count) for count in counts)])
     text = "Each text alone against itself in other company, over all exits and the default operating point."
     return f"{text}\n\n{markdown(head, rows)}"
 
@@ -294,7 +297,8 @@ def _speed(speed: SpeedReport | None) -> str:
     )
 
 
-def _gates(gates: Sequence[GateResult]) -> str:
+def gates_table(gates: Sequence[GateResult]) -> str:
+    """The gates as a table; "" where there are none."""
     if not gates:
         return ""
     rows = [[gate.name, gate.required, gate.reached, "passed" if gate.passed else "FAILED"] for gate in gates]

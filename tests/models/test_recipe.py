@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from models.errors import RecipeInvalid
-from models.recipe import Cut, Recipe, digest_of, read_recipe
+from models.recipe import Cut, Recipe, digest_of, read_recipe, recipe_of
 
 DESIGN_EXAMPLE = """
 schema: 1
@@ -233,3 +233,28 @@ def test_a_recipe_cannot_be_changed(folder: Path, tmp_path: Path) -> None:
 def test_the_digest_of_a_value_ignores_the_order_of_its_keys() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of([1, 2]) != digest_of([2, 1])
+
+
+def test_a_recipe_that_names_no_backend_keeps_its_digest(folder: Path, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    plain = read_recipe(path)
+    assert plain.exits.backends == ("onnxruntime",)
+    assert "backends" not in plain.exits.model_dump()
+    said = read_recipe(path, overrides=("exits.backends=[onnxruntime]",))
+    assert said.digest() == plain.digest()
+    more = read_recipe(path, overrides=("exits.backends=[onnxruntime, openvino]",))
+    assert more.digest() != plain.digest()
+    assert more.exits.model_dump(mode="json")["backends"] == ["onnxruntime", "openvino"]
+
+
+@pytest.mark.parametrize("backends", ["[onnxruntime, onnxruntime]", "[]", "[Open VINO]"])
+def test_backends_are_names_each_once(folder: Path, tmp_path: Path, backends: str) -> None:
+    assert refused(written(tmp_path), f"exits.backends={backends}").startswith("R: exits")
+
+
+def test_a_recipe_may_come_as_a_mapping(folder: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(written(tmp_path))
+    again = recipe_of(recipe.written, where="the recipe of intent")
+    assert again.digest() == recipe.digest()
+    with pytest.raises(RecipeInvalid, match="the recipe of intent: seed: "):
+        recipe_of(recipe.written | {"seed": "many"}, where="the recipe of intent")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.evaluate.variants import BackendRefused, require_backends
 from service.bundle.load import load_bundle
 from service.runtime.student import Student
 
@@ -36,3 +37,13 @@ def student(toy_bundle: Path) -> Student:
 def texts() -> tuple[str, ...]:
     """200 texts."""
     return toy_texts(200)
+
+
+@pytest.fixture
+def openvino() -> str:
+    """The name of a second backend; skips where it is not installed."""
+    try:
+        require_backends(["openvino"], where="test")
+    except BackendRefused as error:
+        pytest.skip(str(error))
+    return "openvino"

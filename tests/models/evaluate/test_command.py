@@ -99,6 +99,23 @@ def test_a_precision_that_the_student_does_not_have(store_dir: Path, data: Path)
     assert "int4" in result.stderr
 
 
+@pytest.mark.parametrize("backend", ["abacus", "auto"])
+def test_a_backend_that_cannot_measure(store_dir: Path, data: Path, backend: str) -> None:
+    result = run(["toy", data, "--store", store_dir, "--backend", backend])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --backend: ")
+    assert backend in result.stderr
+
+
+def test_another_backend_is_measured_under_its_name(store_dir: Path, data: Path, openvino: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = run(["toy", data, "--store", store_dir, "--backend", openvino, "--precision", "int8", "--json", out])
+    assert result.exit_code == 0, result.stderr
+    assert "toy int8 on openvino: 4 rows" in result.stdout
+    assert "risk" not in result.stdout.split("| setting |")[1]
+    assert json.loads(out.read_text())[0]["backend"] == "openvino"
+
+
 def test_a_missing_data_file(store_dir: Path, tmp_path: Path) -> None:
     result = run(["toy", tmp_path / "none.jsonl", "--store", store_dir])
     assert result.exit_code == 2

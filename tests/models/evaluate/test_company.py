@@ -82,3 +82,13 @@ def test_the_command_checks_every_precision(toy_bundle: Path, tmp_path: Path) ->
     assert "| fp32 | exit early |" in result.stdout
     assert "| int8 | risk 0.05 |" in result.stdout
     assert (tmp_path / "out.json").read_text().startswith("[")
+
+
+def test_the_command_checks_another_backend(toy_bundle: Path, tmp_path: Path, openvino: str) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"text": "good film"}\n{"text": "it was awful"}\n')
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, [str(toy_bundle), str(data), "--backend", openvino])
+    assert result.exit_code == 0, result.stdout
+    assert "| int8 on openvino | exit full |" in result.stdout

@@ -161,3 +161,25 @@ def test_the_command_compares_with_the_teacher(
     refused = CliRunner().invoke(app, [*arguments, "--risk", "0.3"])
     assert refused.exit_code == 2
     assert "no operating point of risk 0.3" in refused.stderr
+
+
+def test_each_side_may_run_on_a_backend_of_its_own(
+    toy_bundle: Path, tmp_path: Path, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, openvino: str
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:20]))
+    monkeypatch.setattr(speed_command, "bert_base_size", lambda _: lambda feeds: feeds)
+    app = typer.Typer()
+    app.command()(speed_command.command)
+    arguments = [str(toy_bundle), str(toy_bundle), str(data)]
+    both = CliRunner().invoke(app, [*arguments, "--risk", "0.01", "--teacher-backend", openvino])
+    assert both.exit_code == 0, both.stderr
+    assert "OpenVINO" in both.stdout.splitlines()[0]
+    assert "| toy int8, risk 0.01 |" in both.stdout
+    assert "| teacher fp32 on openvino | 1.0 | 1.0 | 1.0 | 1.0 |" in both.stdout
+    uncertified = CliRunner().invoke(app, [*arguments, "--risk", "0.01", "--backend", openvino])
+    assert uncertified.exit_code == 2
+    assert "toy int8 on openvino: no operating point of risk 0.01" in uncertified.stderr
+    unknown = CliRunner().invoke(app, [*arguments, "--teacher-backend", "abacus"])
+    assert unknown.exit_code == 2
+    assert "--teacher-backend: " in unknown.stderr

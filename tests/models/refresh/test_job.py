@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import DataInvalid, GateFailed, RecipeInvalid
+from models.evaluate.variants import BackendRefused
 from models.recipe import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.job import refresh
@@ -77,6 +78,36 @@ def test_a_recipe_may_train_for_int8(make_recipe: MakeRecipe, tmp_path: Path):
     published, _, said = job.run()
     assert set(Store(job.store).open("toy-intent", published.version).manifest.precisions) == {"int8"}
     assert "compress: int8 trained" in said
+
+
+def test_a_recipe_may_certify_on_several_backends(make_recipe: MakeRecipe, tmp_path: Path, louder: str):
+    exits = {"risks": [0.05, 0.1], "default_risk": 0.1, "backends": ["onnxruntime", louder]}
+    job = Job(make_recipe(exits=exits), tmp_path)
+    published, _, said = job.run()
+    bundle = Store(job.store).open("toy-intent", published.version)
+    found = [(c.backend, c.precision) for c in bundle.manifest.certificates]
+    assert found == [(backend, precision) for backend in ("onnxruntime", louder) for precision in ("fp32", "int8")]
+    quality = bundle.manifest.quality
+    assert quality is not None
+    assert list(quality.by_precision) == ["int8", "fp32", "int8 on louder", "fp32 on louder"]
+    assert "gate: retention, full depth, int8 on louder" in said
+    assert "gate: company, fp32 on louder" in said
+    card = (bundle.path / "card.md").read_text()
+    assert "### int8 on louder" in card
+    assert "| int8 on louder, risk 0.1 |" in card
+    assert Student(bundle, backend=louder).policy().risk_applied == 0.1
+    roles = [source.role for source in bundle.manifest.provenance.data]
+    assert roles == ["train", "test", "dev rows", "calibration rows", "gate rows"]
+
+
+@pytest.mark.parametrize("backend", ["abacus", "auto"])
+def test_a_backend_that_cannot_certify_is_refused_before_anything_is_done(
+    make_recipe: MakeRecipe, tmp_path: Path, backend: str
+):
+    job = Job(make_recipe(exits={"risks": [0.1], "default_risk": 0.1, "backends": ["onnxruntime", backend]}), tmp_path)
+    with pytest.raises(BackendRefused, match=f"exits.backends: .*{backend}"):
+        job.run()
+    assert list(job.runs.iterdir()) == []
 
 
 def test_a_failed_gate_publishes_nothing(make_recipe: MakeRecipe, tmp_path: Path):
