@@ -9,14 +9,15 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import ParamSpec, TypeVar
+from dataclasses import replace
+from typing import ParamSpec, Protocol, TypeVar
 
-from service.api.loading import Fingerprint, Served, fingerprint
+from service.api.families import Family, Refusal, named, only, tasks_of
+from service.api.loading import Served, fingerprint
 from service.api.logs import log_event, log_failure
 from service.api.problems import wrong_field
 from service.bundle.manifest import Task
-from service.errors import BundleError, NotReady, ServiceError, SettingsInvalid, StoreError, UnknownModel
+from service.errors import BundleError, RunFailed, SettingsInvalid, StoreError
 from service.metrics import Metrics
 from service.store.aliases import DEFAULT_ALIAS
 from service.store.store import Store
@@ -24,48 +25,28 @@ from service.store.watch import changes
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Load = Callable[[str, int], Served]
 # a look at the store that nothing asked for: a file system may not tell of changes, nor a store that was put in place
 # of another
 POLL_S = 10.0
 _NAMED_ERRORS = (BundleError, StoreError, SettingsInvalid)
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A version (or, with version None, an alias file) that is not served, and why."""
-
-    version: int | None
-    error: str
-    detail: str
-    seen: Fingerprint | None = None
+__all__ = ["Family", "Refusal", "Students"]
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One student, as a snapshot that is replaced whole.
+class Loading(Protocol):
+    """Loads versions, and finds better ways to run them; every call is made in one thread."""
 
-    Attributes:
-        name: the student's.
-        aliases: what each alias answers with.
-        pointed: the version each alias points at in the store; another one answers where that was refused.
-        refused: the versions that were refused.
-    """
+    def __call__(self, name: str, version: int) -> Served:
+        """Load and prove a version. Raises: BundleError, StoreError or SettingsInvalid, by name."""
+        ...
 
-    name: str
-    aliases: Mapping[str, Served] = field(default_factory=dict)
-    pointed: Mapping[str, int] = field(default_factory=dict)
-    refused: tuple[Refusal, ...] = ()
+    def improve(self, served: Served) -> Served:
+        """The version as it is best run here, settled: loaded and proved anew, or as it was."""
+        ...
 
-    @property
-    def versions(self) -> dict[int, Served]:
-        """The versions in service, rising."""
-        return {served.version: served for served in sorted(self.aliases.values(), key=lambda served: served.version)}
-
-    @property
-    def production(self) -> Served | None:
-        """What the bare name means."""
-        return self.aliases.get(DEFAULT_ALIAS)
+    def tidy(self) -> None:
+        """Give back the memory of what is gone."""
+        ...
 
 
 class Students:
@@ -80,30 +61,36 @@ class Students:
         self,
         store: Store,
         *,
-        load: Load,
+        load: Loading,
         metrics: Metrics,
         required: tuple[str, ...] | None = None,
         poll_s: float = POLL_S,
+        retired: Callable[[Served], None] = lambda _: None,
     ) -> None:
         """Serve nothing yet.
 
         Args:
             store: what to follow.
-            load: loads and proves a version; runs in a thread; raises BundleError, StoreError or SettingsInvalid.
+            load: loads and proves versions; it is called in a thread.
             metrics: told what is served and what was refused.
             required: students to wait for; None: those that have a production alias at the first look.
             poll_s: seconds after which `follow` looks again, even if nothing tells of a change.
+            retired: told of every loaded version that is no longer in service, also where it is loaded anew.
         """
         self.families: dict[str, Family] = {}
         self._store = store
-        self._load = load
+        self._load: Callable[[str, int], Served] = load
+        self._loading = load
         self._metrics = metrics
         self._choose_required = required is None
         self._awaited = set(required or ())
+        self._required = set(self._awaited)
         self._looked = False
         self._poll_s = poll_s
+        self._retired = retired
         self._unreadable = ""
         self._changed = asyncio.Event()
+        self._woken = asyncio.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     def __repr__(self) -> str:
@@ -122,6 +109,27 @@ class Students:
         """Whether the first look is over, every required student has been served, and something is served."""
         return self._looked and not self._awaited and any(family.aliases for family in self.families.values())
 
+    @property
+    def looked(self) -> bool:
+        """Whether the first look is over: whatever the store holds has been loaded or refused."""
+        return self._looked
+
+    @property
+    def unreadable(self) -> str:
+        """Why the store could not be read at the last look; empty: it could."""
+        return self._unreadable
+
+    def look(self) -> None:
+        """Have `follow` look at the store now."""
+        self._woken.set()
+
+    async def prove(self, name: str, version: int) -> Served | Refusal:
+        """Load and prove a version as if it were to be served, and let it go again."""
+        try:
+            return await self._in_thread(self._load, name, version)
+        except _NAMED_ERRORS as error:
+            return Refusal(version, str(getattr(error, "code", "internal")), str(error))
+
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to become true of what is served; `condition` is asked after every change."""
         while not condition():
@@ -138,15 +146,19 @@ class Students:
 
     async def follow(self) -> None:
         """Load what the store holds now, then whatever changes, until cancelled."""
-        stop, woken = asyncio.Event(), asyncio.Event()
+        stop, woken = asyncio.Event(), self._woken
         watching = asyncio.create_task(self._watch(stop, woken))
         try:
             # subtle: the watch starts before the first look, so that no change falls between the two
             await asyncio.sleep(0)
             await self.refresh()
             while True:
+                await self._improve()
+                await self._in_thread(self._loading.tidy)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), self._poll_s)
+                    # subtle: not `wait_for`, which swallows a cancellation that comes together with the event
+                    async with asyncio.timeout(self._poll_s):
+                        await woken.wait()
                 woken.clear()
                 await self.refresh()
         finally:
@@ -161,6 +173,43 @@ class Students:
                 woken.set()
         except (OSError, RuntimeError) as error:
             log_failure("store_not_watched", error, store=str(self._store.root))
+
+    async def _improve(self) -> None:
+        """Have every version that was loaded run as it is best run here; a change of the store goes first."""
+        while not self._woken.is_set():
+            unsettled = [served for family in self.families.values() for served in family.aliases.values()]
+            served = next((served for served in unsettled if not served.settled), None)
+            if served is None:
+                return
+            try:
+                better = await self._in_thread(self._loading.improve, served)
+            except Exception as error:  # noqa: BLE001 - task boundary: it is served on as it is
+                log_failure("improving_failed", error, model=served.name, version=served.version)
+                better = replace(served, settled=True)
+            self._swap(served, better)
+
+    def _swap(self, old: Served, new: Served) -> None:
+        """Let `new` answer wherever `old` does; requests under way finish on the one they found."""
+        family = self.families.get(old.name)
+        if family is not None:
+            aliases = {alias: new if served is old else served for alias, served in family.aliases.items()}
+            self._put(replace(family, aliases=aliases))
+
+    def take_out(self, name: str, version: int, *, detail: str) -> None:
+        """Stop serving a loaded version that works no more; `follow` loads and proves it anew.
+
+        Until it is back, a required student holds readiness back.
+        """
+        family = self.families.get(name)
+        if family is None or version not in family.versions:
+            return
+        log_event(logging.ERROR, "taken_out", model=name, version=version, detail=detail)
+        if name in self._required and family.production is not None and family.production.version == version:
+            self._awaited.add(name)
+        aliases = {alias: served for alias, served in family.aliases.items() if served.version != version}
+        refused = (*family.refused, Refusal(version, RunFailed.code, detail))
+        self._put(replace(family, aliases=aliases, refused=refused))
+        self.look()
 
     async def refresh(self) -> None:
         """Bring the served set in line with the store; what cannot be read or proved stays as it was."""
@@ -199,6 +248,7 @@ class Students:
         del self.families[name]
         if self._choose_required:
             self._awaited.discard(name)
+            self._required.discard(name)
         log_event(logging.INFO, "student_removed", model=name)
 
     async def _refresh_family(self, name: str) -> None:
@@ -215,14 +265,17 @@ class Students:
         if DEFAULT_ALIAS in wanted:
             self._await_if_first(name)
         loaded, refused = await self._load_missing(before, wanted)
+        # subtle: what was taken out meanwhile must not come back unproved
+        taken_out = before.versions.keys() - self.families[name].versions.keys()
         # an alias whose new version was refused keeps the version it had
         known = {alias: loaded.get(version) or before.aliases.get(alias) for alias, version in wanted.items()}
-        aliases = {alias: served for alias, served in known.items() if served is not None}
+        aliases = {alias: served for alias, served in known.items() if served and served.version not in taken_out}
         self._put(Family(name, aliases, wanted, refused))
 
     def _await_if_first(self, name: str) -> None:
         if self._choose_required and not self._looked:
             self._awaited.add(name)
+            self._required.add(name)
 
     async def _load_missing(
         self, before: Family, wanted: Mapping[str, int]
@@ -259,10 +312,7 @@ class Students:
     def _put(self, family: Family) -> None:
         before = self.families.get(family.name, Family(family.name))
         self.families[family.name] = family
-        for version in before.versions.keys() - family.versions.keys():
-            self._metrics.student_info.remove(*before.versions[version].info)
-        for version in family.versions.keys() - before.versions.keys():
-            self._metrics.student_info.labels(*family.versions[version].info).set(1)
+        self._tell_of_versions(before.versions, family.versions)
         old, new = ({alias: one.version for alias, one in each.aliases.items()} for each in (before, family))
         if old != new:
             log_event(logging.INFO, "aliases_served", model=family.name, aliases=new)
@@ -271,6 +321,18 @@ class Students:
             if self._looked and self.ready:
                 self._log_readiness()
         self._tell()
+
+    def _tell_of_versions(self, before: Mapping[int, Served], now: Mapping[int, Served]) -> None:
+        metrics = self._metrics
+        for version, served in before.items():
+            if now.get(version) is not served:
+                metrics.student_info.remove(*served.info)
+                metrics.student_memory_bytes.remove(served.name, str(version))
+            if not any(other.handle is served.handle for other in now.values()):
+                self._retired(served)
+        for version, served in now.items():
+            metrics.student_info.labels(*served.info).set(1)
+            metrics.student_memory_bytes.labels(served.name, str(version)).set(served.memory_bytes)
 
     async def _in_thread(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._loader, lambda: call(*args, **kwargs))
@@ -284,49 +346,19 @@ class Students:
         Raises:
             UnknownModel: nothing is served by that name, alias or version.
             NotReady: the student is in the store but has not been loaded, or was refused.
-            InvalidInput: the student does another task, or there are several to choose from.
+            InvalidInput: the student does another task, or there are several to choose from. An embed student that is
+                named also ranks.
         """
-        served = self._only(task) if reference is None else self._named(reference)
-        if served.manifest.task != task:
+        served = only(self.families, task, ready=self.ready) if reference is None else self.named(reference)
+        if task not in tasks_of(served):
             raise wrong_field("/model", f"{served.name!r} is a student for {served.manifest.task}, not for {task}")
         return served
 
-    def _only(self, task: Task) -> Served:
-        productions = [one.production for one in self.families.values() if one.production is not None]
-        fitting = [served for served in productions if served.manifest.task == task]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            names = ", ".join(served.name for served in fitting)
-            raise wrong_field("/model", f"is required: more than one student serves {task}: {names}")
-        if not self.ready:
-            raise NotReady(f"no student for {task} is loaded yet")
-        raise UnknownModel(f"no student here serves {task}")
+    def serves(self, served: Served) -> bool:
+        """Whether a version that was found is still in service."""
+        family = self.families.get(served.name)
+        return family is not None and family.versions.get(served.version) is served
 
-    def _named(self, reference: str) -> Served:
-        name, at, wanted = reference.partition("@")
-        family = self.families.get(name)
-        if family is None:
-            if not self._looked:
-                raise NotReady("the students are being loaded")
-            raise UnknownModel(f"no student is named {name!r}")
-        if wanted.isdecimal():
-            found = family.versions.get(int(wanted)) if len(wanted) < 10 else None
-        else:
-            found = family.aliases.get(wanted if at else DEFAULT_ALIAS)
-        if found is not None:
-            return found
-        if not self._looked:
-            raise NotReady(f"student {name!r} is being loaded")
-        raise _absent(family, wanted if at else DEFAULT_ALIAS)
-
-
-def _absent(family: Family, wanted: str) -> ServiceError:
-    """Why a version or an alias of a known student does not answer."""
-    version = str(family.pointed.get(wanted, wanted))
-    for refusal in family.refused:
-        if refusal.version is None or str(refusal.version) == version:
-            return NotReady(f"student {family.name!r} was refused: {refusal.error}; the service's log says why")
-    if wanted.isdecimal():
-        return UnknownModel(f"version {wanted} of {family.name!r} is not served: no alias points at it")
-    return UnknownModel(f"student {family.name!r} has no alias {wanted!r}")
+    def named(self, reference: str) -> Served:
+        """The version that `name`, `name@alias` or `name@version` means; raises as `find`."""
+        return named(self.families, reference, looked=self._looked)

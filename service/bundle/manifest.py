@@ -286,6 +286,9 @@ def _check_task(manifest: Manifest) -> None:
     if manifest.task == "classify":
         _require(len(manifest.labels) >= 2, "labels: classify needs at least two")
         _require(len(set(manifest.labels)) == len(manifest.labels), "labels: one occurs twice")
+    if manifest.task == "rank":
+        pairs = {"score": "joint", "embedding": "separate"}[manifest.exits[-1].output]
+        _require(manifest.pairs == pairs, f"pairs: must be {pairs!r} where {manifest.exits[-1].output!r} ranks")
     if manifest.task == "embed":
         _require(bool(manifest.space_id), "space_id: an embed student must carry one")
         _require(manifest.embedding_dimensions is not None, "embedding_dimensions: missing")

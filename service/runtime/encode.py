@@ -52,6 +52,32 @@ class Encoded:
         return self.kept < self.tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """One text, or one joint pair, as the pieces that are run.
+
+    Attributes:
+        pieces: at least one; several where it is longer than the student takes.
+        tokens: how many the whole input has, as for `Encoded`.
+        kept: how many different ones are in the pieces.
+    """
+
+    pieces: tuple[Encoded, ...]
+    tokens: int
+    kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a text: `start` and `stop` are where it stands, in characters; None for a special token."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 class Encoder:
     """A bundle's tokenizer with its length limit. Safe from several threads once made."""
 
@@ -93,6 +119,35 @@ class Encoder:
             self._refuse_long(encoded)
         return encoded
 
+    def encode_chunks(self, texts: Sequence[Text]) -> list[Chunked]:
+        """Turn texts into ids, a long one into overlapping chunks; each result depends on its own text only.
+
+        Of a pair the second text is cut into chunks, and each is read with the first text, which keeps at most half of
+        the room unless the second needs less. No more than `MAX_CHARACTERS` of a text are read.
+
+        Raises:
+            InvalidInput: a string is not Unicode (lone surrogate).
+        """
+        unread = [_unread(text) for text in texts]
+        if any(unread):
+            texts = [_readable(text, False) for text in texts]
+        encodings = self._tokenize(texts)
+        return [self._chunked(*each) for each in zip(texts, encodings, unread, strict=True)]
+
+    def pieces(self, text: str, *, special: bool) -> list[Piece]:
+        """The tokens of a text, with the special ones or without; nothing is cut, but what is not read of any text.
+
+        Raises: InvalidInput: it is not Unicode (lone surrogate).
+        """
+        if not _is_unicode(text):
+            raise InvalidInput("an input is not valid Unicode: contains a lone surrogate")
+        encoding = self._tokenizer.encode(_readable(text, False), add_special_tokens=special)
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [
+            Piece(number, token, True, None, None) if mask else Piece(number, token, False, *offsets)
+            for number, token, mask, offsets in rows
+        ]
+
     def _tokenize(self, texts: Sequence[Text]) -> list[Encoding]:
         try:
             return self._tokenizer.encode_batch_fast(list(texts))
@@ -120,6 +175,17 @@ class Encoder:
             keep = kept_positions(encoding.sequence_ids, max_tokens=self.max_tokens, cut_start=cut_start)
             ids, types = ids[keep], types[keep]
         return Encoded(ids, types, tokens=tokens + unread, kept=len(ids))
+
+    def _chunked(self, text: Text, encoding: Encoding, unread: int) -> Chunked:
+        if len(encoding.ids) <= self.max_tokens:
+            whole = self._encoded(encoding, unread, False)
+            return Chunked((whole,), tokens=whole.tokens, kept=whole.kept)
+        ids, types = np.array(encoding.ids, dtype=np.int64), np.array(encoding.type_ids, dtype=np.int64)
+        pair = not isinstance(text, str)
+        places = chunk_positions(encoding.sequence_ids, max_tokens=self.max_tokens, pair=pair)
+        pieces = tuple(Encoded(ids[at], types[at], tokens=len(at), kept=len(at)) for at in places)
+        kept = len(np.unique(np.concatenate(places)))
+        return Chunked(pieces, tokens=len(ids) + unread, kept=kept)
 
 
 def _load(tokenizer_json: Path | bytes) -> Tokenizer:
@@ -183,6 +249,41 @@ def kept_positions(sequence_ids: Sequence[int | None], *, max_tokens: int, cut_s
     return np.sort(np.concatenate([special, *parts]))[:max_tokens]
 
 
+def chunk_positions(sequence_ids: Sequence[int | None], *, max_tokens: int, pair: bool) -> list[Ids]:
+    """The positions of each chunk of an over-long sequence: all special tokens, and a window of its last text.
+
+    Args:
+        sequence_ids: for each position 0 or 1, the text it belongs to, or None for a special token.
+        max_tokens: how many positions a chunk may have.
+        pair: whether there are two texts, of which the second is cut into chunks; it may be empty.
+
+    >>> [chunk.tolist() for chunk in chunk_positions([None, 0, 0, 0, 0, 0, None], max_tokens=5, pair=False)]
+    [[0, 1, 2, 3, 6], [0, 3, 4, 5, 6]]
+    >>> [chunk.tolist() for chunk in chunk_positions([None, 0, None, 1, 1, 1, None], max_tokens=6, pair=True)]
+    [[0, 1, 2, 3, 4, 6], [0, 1, 2, 4, 5, 6]]
+    """
+    owner = np.array([-1 if sequence is None else sequence for sequence in sequence_ids])
+    special, first, second = (np.flatnonzero(owner == value) for value in (-1, 0, 1))
+    query, passage = (first, second) if pair else (first[:0], first)
+    room = max(max_tokens - len(special), 1)
+    query = query[: max(min(len(query), room // 2), room - len(passage))]
+    window = max(room - len(query), 1)
+    starts = window_starts(len(passage), window=window)
+    return [np.sort(np.concatenate([special, query, passage[at : at + window]]))[:max_tokens] for at in starts]
+
+
+def window_starts(tokens: int, *, window: int) -> list[int]:
+    """Where windows over a text begin: each shares a quarter of itself with the one before, the last one ends the text.
+
+    >>> window_starts(10, window=4)
+    [0, 3, 6]
+    >>> window_starts(3, window=4)
+    [0]
+    """
+    last = max(tokens - window, 0)
+    return [*range(0, last, window - window // 4), last]
+
+
 def longest_first(first: int, second: int, *, budget: int) -> tuple[int, int]:
     """How many tokens each text of a pair keeps when the longer one is cut until both fit.
 
@@ -206,7 +307,15 @@ def pad(batch: Sequence[Encoded], *, pad_id: int, length: int | None = None) -> 
         length: pad to this many tokens instead of the longest item's.
     Returns: `input_ids`, `attention_mask`, `token_type_ids`, each int64 [B, T].
     """
-    lengths = np.array([item.kept for item in batch])
+    kept = [item.kept for item in batch]
+    if min(kept) == max(kept) == (length or kept[0]):
+        shape = (len(batch), kept[0])
+        return {
+            "input_ids": np.concatenate([item.input_ids for item in batch]).reshape(shape),
+            "attention_mask": np.ones(shape, dtype=np.int64),
+            "token_type_ids": np.concatenate([item.token_type_ids for item in batch]).reshape(shape),
+        }
+    lengths = np.array(kept)
     present = np.arange(length or int(lengths.max())) < lengths[:, None]
     input_ids = np.full(present.shape, pad_id, dtype=np.int64)
     token_type_ids = np.zeros(present.shape, dtype=np.int64)

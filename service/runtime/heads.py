@@ -4,6 +4,7 @@ Confidences are taken in float64 from the float32 logits, by these functions alo
 certified threshold then means the same number everywhere.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,16 +170,65 @@ def label_answer(raw: Floats, *, temperature: float, labels: tuple[str, ...], to
     Raises:
         RunFailed: the logits are not finite.
     """
-    if not np.isfinite(raw).all():
-        raise RunFailed("the student computed no finite scores for this input")
-    scores = softmax(raw, temperature=temperature)
-    # subtle: not `argmax`, which lets other threads have the interpreter lock and then waits to get it back
     values = raw.tolist()
-    best = values.index(max(values))
+    # subtle: the sum is not finite if any is not, and float32 numbers do not overflow a float64
+    if not math.isfinite(sum(values)):
+        raise RunFailed("the student computed no finite scores for this input")
+    # subtle: not `argmax`, which lets other threads have the interpreter lock and then waits to get it back
+    highest = max(values)
+    best = values.index(highest)
+    if not top_k:
+        # subtle: as in `certainty`, the largest power is exactly 1
+        powers = raw.astype(np.float64)
+        powers -= highest
+        powers /= temperature
+        return LabelAnswer(labels[best], 1.0 / float(np.add.reduce(np.exp(powers, out=powers))))
+    scores = softmax(raw, temperature=temperature)
     # subtle: a stable sort of the raw logits, so that ties and saturated scores keep the order of `argmax`
-    order = np.argsort(-raw, kind="stable")[:top_k] if top_k else ()
+    order = np.argsort(-raw, kind="stable")[:top_k]
     listed = tuple(LabelScore(labels[i], float(scores[i])) for i in order)
     return LabelAnswer(labels[best], float(scores[best]), listed)
+
+
+def sigmoid(raw: npt.NDArray[np.floating], *, temperature: float = 1.0) -> Doubles:
+    """What a pair scorer's raw numbers are shown as, each in [0, 1]; rises with them.
+
+    Args:
+        raw: any shape.
+        temperature: > 0; divides them.
+    Returns: float64 of the same shape; safe for numbers of any finite size.
+
+    >>> sigmoid(np.array([-1000.0, 0.0, 1000.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    scaled = raw.astype(np.float64) / temperature
+    powers = np.exp(-np.abs(scaled))
+    return np.asarray(np.where(scaled >= 0, 1.0, powers) / (1.0 + powers))
+
+
+def unit_rows(raw: Floats) -> Floats:
+    """Embeddings scaled to length 1, each row by itself; a zero row stays zero.
+
+    Args:
+        raw: float32 [B, D], finite.
+    Returns: float32 [B, D].
+    """
+    rows = raw.astype(np.float64)
+    lengths = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
+    return np.asarray(rows / np.maximum(lengths, np.finfo(np.float64).tiny), dtype=np.float32)
+
+
+def cosines(query: Floats, passages: Floats) -> Doubles:
+    """How near each passage is to the query, in [-1, 1]; a row's does not depend on the other rows.
+
+    Args:
+        query: float32 [D], of length 1.
+        passages: float32 [B, D], of length 1 each.
+    Returns: float64 [B].
+    """
+    # subtle: not a matrix product, whose sums depend on how many rows there are
+    products = passages.astype(np.float64) * query.astype(np.float64)
+    return np.asarray(np.clip(products.sum(axis=1), -1.0, 1.0))
 
 
 def embedding_answer(raw: Floats, *, dimensions: int | None = None, normalize: bool = True) -> Floats:
@@ -198,3 +248,21 @@ def embedding_answer(raw: Floats, *, dimensions: int | None = None, normalize: b
     if normalize:
         cut /= max(float(np.linalg.norm(cut)), np.finfo(np.float64).tiny)
     return cut.astype(np.float32)
+
+
+def int8_embedding(unit: Floats) -> npt.NDArray[np.int8]:
+    """round(127 x an embedding of length 1), int8 [D].
+
+    >>> int8_embedding(np.array([1.0, -0.5, 0.0], np.float32)).tolist()
+    [127, -64, 0]
+    """
+    return np.rint(unit.astype(np.float64) * 127.0).astype(np.int8)
+
+
+def binary_embedding(vector: Floats) -> npt.NDArray[np.uint8]:
+    """Sign bits (1: above 0), eight to a byte, the first in the highest bit; the last byte is filled up with 0.
+
+    >>> binary_embedding(np.array([0.3, -0.1, 0.0, 0.2, -1, -1, -1, 0.5, 0.1], np.float32)).tolist()
+    [145, 128]
+    """
+    return np.packbits(vector > 0)

@@ -53,16 +53,17 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """All stages of a student in order. The last one has an exit."""
+    """All stages of a student in order. The last one has an exit. `pad_id` fills short rows of ids."""
 
     stages: tuple[StagePlan, ...]
     exits: tuple[Exit, ...]
+    pad_id: int = 0
 
 
 def pipeline_of(manifest: Manifest) -> Pipeline:
     """Work out a manifest's pipeline."""
     stages = tuple(_stage_plan(manifest, place) for place in range(len(manifest.stages)))
-    return Pipeline(stages, manifest.exits)
+    return Pipeline(stages, manifest.exits, manifest.tokenizer.pad_id)
 
 
 def _stage_plan(manifest: Manifest, place: int) -> StagePlan:
@@ -95,31 +96,28 @@ class Stepped:
         stage: its index.
         rows: int64 [n], the items' places in the batch as it began.
         leaves: bool [n], who is answered here.
+        leaving: how many that are.
         raw: float32 [n, ...], this exit's raw output of all n; None where the stage has no exit.
         exit_index: which exit that is.
-        lengths: int64 [n], the items' own lengths.
-        longest: the largest of them.
+        longest: the longest item's length.
+        real_tokens: the items' own lengths together.
         run_s: seconds inside the graph.
     """
 
     stage: int
     rows: Rows
     leaves: Flags
+    leaving: int
     raw: Floats | None
     exit_index: int | None
-    lengths: Rows
     longest: int
+    real_tokens: int
     run_s: float
 
     @property
     def padded_tokens(self) -> int:
         """Tokens that were computed."""
-        return len(self.lengths) * self.longest
-
-    @property
-    def real_tokens(self) -> int:
-        """Tokens that are the items' own."""
-        return int(self.lengths.sum())
+        return len(self.rows) * self.longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +138,28 @@ class _BatchPolicy:
         if isinstance(self.thresholds, tuple):
             return self
         return _BatchPolicy(self.thresholds[kept], self.confidence)
+
+    def table(self, items: int) -> Doubles:
+        """Each item's thresholds: float64 [items, exits - 1]."""
+        if isinstance(self.thresholds, tuple):
+            return np.array([self.thresholds] * items, dtype=np.float64)
+        return self.thresholds
+
+
+def _merged_policy(passes: Sequence["Pass"]) -> _BatchPolicy:
+    policies = [going._policy for going in passes]
+    first = policies[0]
+    # subtle: tuples first, since arrays compare element by element
+    if all(isinstance(policy.thresholds, tuple) for policy in policies) and all(policy == first for policy in policies):
+        return first
+    rules = {policy.confidence for policy in policies if _lets_leave(policy)}
+    assert len(rules) <= 1, "a student has one confidence rule"
+    table = np.concatenate([going._policy.table(len(going.rows)) for going in passes])
+    return _BatchPolicy(table, rules.pop() if rules else "max_probability")
+
+
+def _lets_leave(policy: _BatchPolicy) -> bool:
+    return bool((~np.isnan(policy.table(1))).any())
 
 
 def _batch_policy(policies: ExitPolicy | Sequence[ExitPolicy]) -> _BatchPolicy:
@@ -168,6 +188,8 @@ class Pass:
         run_stage: RunStage,
         feeds: Mapping[str, Array],
         policies: ExitPolicy | Sequence[ExitPolicy],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Begin before the first stage.
 
@@ -176,20 +198,57 @@ class Pass:
             run_stage: (stage index, feeds by tensor name) to outputs by tensor name; raises RunFailed.
             feeds: `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, T], padded on the right.
             policies: one for the whole batch, or one for each item.
+            clock: seconds, by which runs are timed.
         """
         self._pipeline = pipeline
+        self._clock = clock
         self._run_stage = run_stage
         self._state: dict[str, Array] = dict(feeds)
         self._policy = _batch_policy(policies)
-        self._lengths: Rows = feeds["attention_mask"].sum(axis=1)
-        self._longest = int(self._lengths.max())
+        self._lengths: list[int] = feeds["attention_mask"].sum(axis=1).tolist()
+        self._longest: int = max(self._lengths)
         self.rows: Rows = np.arange(len(self._lengths))
         self.stage = 0
+
+    @classmethod
+    def merge(cls, passes: Sequence["Pass"]) -> "Pass":
+        """One pass of the items of several that stand before the same stage of one student; these are spent.
+
+        Its rows are numbered anew, in the order given. A single pass goes on as it is, without a copy.
+        """
+        merged = passes[0]
+        if len(passes) > 1:
+            merged = merged._copy()
+            merged._policy = _merged_policy(passes)
+            merged._lengths = [length for going in passes for length in going._lengths]
+            merged._longest = max(going._longest for going in passes)
+            merged._state = {c.source: merged._joined(c, passes) for c in merged._carried()}
+        merged.rows = np.arange(len(merged._lengths))
+        return merged
+
+    def _joined(self, carried: Carried, passes: Sequence["Pass"]) -> Array:
+        """One carried tensor of all passes: [n, ...], or [n, T, ...] with short ones filled up to the longest."""
+        values = [going._state[carried.source] for going in passes]
+        if not carried.has_tokens or all(value.shape[1] == self._longest for value in values):
+            return np.concatenate(values)
+        filler = self._pipeline.pad_id if carried.source == "input_ids" else 0
+        shape = (len(self._lengths), self._longest, *values[0].shape[2:])
+        joined = np.full(shape, filler, dtype=values[0].dtype)
+        first = 0
+        for value in values:
+            joined[first : first + len(value), : value.shape[1]] = value
+            first += len(value)
+        return joined
 
     @property
     def done(self) -> bool:
         """Whether nobody is left."""
         return len(self.rows) == 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest item."""
+        return self._longest
 
     def step(self) -> Stepped:
         """Run the next stage, decide who leaves, keep the survivors.
@@ -198,27 +257,31 @@ class Pass:
             RunFailed: the graph failed, or wrote another number of items. The pass is as it was: `halves` may go on.
         """
         plan = self._pipeline.stages[self.stage]
-        began = time.perf_counter()
+        began = self._clock()
         outputs = self._run_stage(self.stage, {tensor: self._state[source] for tensor, source in plan.inputs})
-        run_s = time.perf_counter() - began
+        run_s = self._clock() - began
         raw = None if plan.leave is None else outputs[plan.leave.output]
         if raw is not None and len(raw) != len(self.rows):
             raise RunFailed(f"stage {plan.id} wrote {len(raw)} items, not {len(self.rows)}")
         leaves = self._leaving(plan, raw)
-        stepped = Stepped(self.stage, self.rows, leaves, raw, plan.exit_index, self._lengths, self._longest, run_s)
+        leaving = int(np.count_nonzero(leaves))
+        rows, longest, real = self.rows, self._longest, sum(self._lengths)
+        stepped = Stepped(self.stage, rows, leaves, leaving, raw, plan.exit_index, longest, real, run_s)
         for name, source in plan.writes:
             self._state[source] = outputs[name]
         self.stage += 1
-        self._keep(~leaves, plan.carried)
+        self._keep(None if leaving == 0 else ~leaves, plan.carried)
+        self._zero_beyond([source for _, source in plan.writes])
         return stepped
 
     def drop(self, gone: Flags) -> None:
         """Take items out before the next stage. Args: gone: bool [n], in the order of `rows`."""
+        self._keep(~gone, self._carried())
+
+    def _carried(self) -> tuple[Carried, ...]:
         if self.stage == 0:
-            carried = tuple(Carried(source, True) for source in self._state)
-        else:
-            carried = self._pipeline.stages[self.stage - 1].carried
-        self._keep(~gone, carried)
+            return tuple(Carried(source, True) for source in self._state)
+        return self._pipeline.stages[self.stage - 1].carried
 
     def halves(self) -> tuple["Pass", "Pass"]:
         """Two passes that go on from here with half of the items each; this one is spent."""
@@ -226,12 +289,16 @@ class Pass:
         return self._only(first), self._only(~first)
 
     def _only(self, keep: Flags) -> "Pass":
-        part = object.__new__(Pass)
-        part._pipeline, part._run_stage, part._policy = self._pipeline, self._run_stage, self._policy
-        part._state, part._lengths, part._longest = dict(self._state), self._lengths, self._longest
-        part.rows, part.stage = self.rows, self.stage
+        part = self._copy()
         part.drop(~keep)
         return part
+
+    def _copy(self) -> "Pass":
+        copy = object.__new__(Pass)
+        copy._pipeline, copy._run_stage, copy._policy = self._pipeline, self._run_stage, self._policy
+        copy._state, copy._lengths, copy._longest = dict(self._state), self._lengths, self._longest
+        copy.rows, copy.stage, copy._clock = self.rows, self.stage, self._clock
+        return copy
 
     def _leaving(self, plan: StagePlan, raw: Floats | None) -> Flags:
         n = len(self.rows)
@@ -245,31 +312,32 @@ class Pass:
         sure = heads.certainty(raw, temperature=plan.leave.temperature, rule=self._policy.confidence)
         return np.asarray(sure >= threshold)
 
-    def _keep(self, keep: Flags, carried: tuple[Carried, ...]) -> None:
-        """Compact every carried array to the items kept and to their longest."""
-        kept = np.flatnonzero(keep)
-        everyone = len(kept) == len(keep)
-        if not everyone:
-            self.rows, self._lengths = self.rows[kept], self._lengths[kept]
-        if self.done:
-            self._state = {}
-            return
-        if not everyone:
+    def _keep(self, keep: Flags | None, carried: tuple[Carried, ...]) -> None:
+        """Compact every carried array to the items kept (None: everyone) and to their longest."""
+        kept = None if keep is None else np.flatnonzero(keep)
+        if kept is not None:
+            self.rows = self.rows[kept]
+            self._lengths = [self._lengths[place] for place in kept.tolist()]
+            if self.done:
+                self._state = {}
+                return
             self._policy = self._policy.select(kept)
-        self._longest = int(self._lengths.max())
+            self._longest = max(self._lengths)
         state = {}
         for c in carried:
             value = self._state[c.source]
             if c.has_tokens and value.shape[1] > self._longest:
                 value = value[:, : self._longest]
-            state[c.source] = value if everyone else value[kept]
+            state[c.source] = value if kept is None else value[kept]
         self._state = state
-        self._zero_beyond([state[c.source] for c in carried if c.has_tokens])
 
-    def _zero_beyond(self, values: Sequence[Array]) -> None:
-        """Overwrite what stages wrote beyond each item's own length."""
-        floats = [value for value in values if value.dtype == np.float32]
-        if floats and int(self._lengths.min()) < self._longest:
-            beyond = np.arange(self._longest) >= self._lengths[:, None]
+    def _zero_beyond(self, sources: Sequence[str]) -> None:
+        """Overwrite what a stage wrote beyond each item's own length."""
+        if self.done or min(self._lengths) == self._longest:
+            return
+        written = [c.source for c in self._carried() if c.has_tokens and c.source in sources]
+        floats = [self._state[source] for source in written if self._state[source].dtype == np.float32]
+        if floats:
+            beyond = np.arange(self._longest) >= np.array(self._lengths)[:, None]
             for value in floats:
                 value[beyond] = 0.0

@@ -1,87 +1,129 @@
 """Sessions: the loaded graphs of one student in one precision on one backend."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Protocol
-
-import numpy.typing as npt
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
 
 from service.bundle.load import Bundle
 from service.bundle.manifest import TOKEN_INPUTS, Manifest, Stage, Tensor
-from service.errors import SettingsInvalid
-from service.runtime.backends import onnxruntime
+from service.errors import BackendUnavailable, SettingsInvalid
+from service.runtime.backends import cuda, onnxruntime, openvino
+from service.runtime.backends.stage import Arithmetic, Array, Execution, SessionFactory, StageSession
 
-Array = npt.NDArray[Any]
+__all__ = ["Array", "Execution", "SessionFactory", "SessionPool", "StageSession", "load_sessions"]
+
 TOKENS: Final = Tensor(dtype="int64", dims=("B", "T"))
+AUTO: Final = "auto"
+EXACT: Final = "fp32"
+# a precision without graphs of its own: the fp32 graphs, computed in another arithmetic
+BF16: Final = "bf16"
 
 
-class StageSession(Protocol):
-    """One loaded stage graph. `run` may be called from several threads at once."""
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A backend: how it loads a graph, and a check that raises BackendUnavailable where it cannot be used."""
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output from every input, by the graph's tensor names. Raises: RunFailed."""
-        ...
-
-
-class SessionFactory(Protocol):
-    """Loads a stage graph on one backend. Raises: GraphMismatch, naming the file."""
-
-    def __call__(
-        self, path: Path, *, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], threads: int
-    ) -> StageSession:
-        """Load the graph at `path`, check its tensors, allow one run `threads` cores."""
-        ...
+    load: SessionFactory
+    require: Callable[[], None]
 
 
-BACKENDS: Final[dict[str, SessionFactory]] = {onnxruntime.BACKEND: onnxruntime.OnnxRuntimeSession}
+BACKENDS: Final[dict[str, Backend]] = {
+    onnxruntime.BACKEND: Backend(onnxruntime.OnnxRuntimeSession, lambda: None),
+    openvino.BACKEND: Backend(openvino.OpenVinoSession, openvino.require),
+    cuda.BACKEND: Backend(cuda.cuda_session, cuda.require),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SessionPool:
-    """The sessions of a pipeline's stages, in order, each safe to run from every slot."""
+    """The sessions of a pipeline's stages, in order, each safe to run from every slot.
+
+    Attributes:
+        backend, precision: what they are.
+        graphs: the manifest's precision whose graphs they run.
+        sessions: one for each stage; there is no second copy of a graph's weights.
+    """
 
     backend: str
     precision: str
+    graphs: str
     sessions: tuple[StageSession, ...]
 
 
-def load_sessions(bundle: Bundle, *, backend: str, precision: str | None, threads: int) -> SessionPool:
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    precision: str
+    arithmetic: Arithmetic = "float32"
+
+
+def load_sessions(bundle: Bundle, *, backend: str, precision: str | None, how: Execution) -> SessionPool:
     """Load every stage of a bundle, one after another.
 
     Args:
         bundle: verified.
         backend: a backend's name, or "auto".
-        precision: one of the manifest's; None: its default.
-        threads: cores that one run may use.
+        precision: one of the manifest's, or "bf16" (OpenVINO, from the fp32 graphs); None: its default.
+        how: cores and slots.
     Raises:
         SettingsInvalid: no such backend, or the student has no such precision.
+        BackendUnavailable: the backend, or bfloat16, cannot be used here.
         GraphMismatch: a graph does not load, or its tensors are not the manifest's.
     """
     manifest = bundle.manifest
     chosen = precision or manifest.default_precision
-    if chosen not in manifest.precisions:
-        offered = ", ".join(sorted(manifest.precisions))
-        raise SettingsInvalid(f"student {manifest.name} has no precision {chosen!r}, only {offered}")
-    name = backend_for(backend)
+    graphs = _graphs(manifest, chosen)
+    name = openvino.BACKEND if backend == AUTO and graphs.arithmetic == "bfloat16" else backend_for(backend)
+    if graphs.arithmetic == "bfloat16" and name != openvino.BACKEND:
+        raise SettingsInvalid(f"precision {chosen!r} needs backend openvino, not {name}")
+    how = replace(how, arithmetic=graphs.arithmetic, longest_tokens=manifest.max_tokens)
     sessions = tuple(
-        BACKENDS[name](
-            bundle.graph_path(chosen, stage.id),
+        BACKENDS[name].load(
+            bundle.graph_path(graphs.precision, stage.id),
             inputs=input_tensors(manifest, stage),
             outputs=stage.outputs,
-            threads=threads,
+            how=replace(how, fills=_fills(manifest, stage)),
         )
         for stage in manifest.stages
     )
-    return SessionPool(name, chosen, sessions)
+    return SessionPool(name, chosen, graphs.precision, sessions)
+
+
+def _graphs(manifest: Manifest, chosen: str) -> _Graphs:
+    if chosen in manifest.precisions:
+        return _Graphs(chosen)
+    if chosen == BF16 and EXACT in manifest.precisions:
+        return _Graphs(EXACT, "bfloat16")
+    offered = ", ".join(sorted(manifest.precisions))
+    raise SettingsInvalid(f"student {manifest.name} has no precision {chosen!r}, only {offered}")
+
+
+def _fills(manifest: Manifest, stage: Stage) -> dict[str, int]:
+    return {tensor: manifest.tokenizer.pad_id for tensor, source in stage.inputs.items() if source == "input_ids"}
 
 
 def backend_for(setting: str) -> str:
-    """The backend that a setting means. Raises: SettingsInvalid: there is no such backend."""
-    name = onnxruntime.BACKEND if setting == "auto" else setting
+    """The backend that a setting starts with.
+
+    Raises: SettingsInvalid: there is no such backend; BackendUnavailable: it cannot be used here, and why.
+    """
+    name = onnxruntime.BACKEND if setting == AUTO else setting
     if name not in BACKENDS:
         raise SettingsInvalid(f"backend {setting!r} is not one of auto, {', '.join(sorted(BACKENDS))}")
+    BACKENDS[name].require()
     return name
+
+
+def usable_backends() -> tuple[str, ...]:
+    """The backends that can be used here, ONNX Runtime first."""
+    return tuple(name for name, backend in BACKENDS.items() if _is_usable(backend))
+
+
+def _is_usable(backend: Backend) -> bool:
+    try:
+        backend.require()
+    except BackendUnavailable:
+        return False
+    return True
 
 
 def input_tensors(manifest: Manifest, stage: Stage) -> dict[str, Tensor]:

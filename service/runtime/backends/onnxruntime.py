@@ -1,41 +1,39 @@
 """ONNX Runtime on the CPU: the default backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy.typing as npt
 import onnxruntime
 
 from service.bundle.manifest import Tensor
 from service.errors import GraphMismatch, RunFailed
-from service.runtime.backends.onnx_format import check_self_contained
+from service.runtime.backends.stage import Array, Execution, Found, check_tensors, read_graph
 
-Array = npt.NDArray[Any]
 BACKEND: Final = "onnxruntime"
 PROVIDER: Final = "CPUExecutionProvider"
-_TYPES: Final = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+_TYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 class OnnxRuntimeSession:
     """One stage graph in ONNX Runtime; `run` is safe from several threads."""
 
     def __init__(
-        self, path: Path, *, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], threads: int
+        self, path: Path, *, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], how: Execution
     ) -> None:
         """Load a graph and check it against the manifest.
 
         Args:
             path: an ONNX file without external data or operators outside the standard.
             inputs, outputs: what the manifest says of each tensor, by name.
-            threads: cores that one `run` may use.
+            how: the cores one run may use; the slots share this session, and any shape is run as it comes.
         Raises:
             GraphMismatch: it does not load here, or a tensor's name, type, rank or fixed size differs.
         """
         self._path = path
-        self._session = _load(path, threads)
-        _check_tensors(path, "input", inputs, self._session.get_inputs())
-        _check_tensors(path, "output", outputs, self._session.get_outputs())
+        self._session = load(path, how, providers=[PROVIDER])
+        check_tensors(path, "input", inputs, found(self._session.get_inputs()))
+        check_tensors(path, "output", outputs, found(self._session.get_outputs()))
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __repr__(self) -> str:
@@ -57,16 +55,24 @@ class OnnxRuntimeSession:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _load(path: Path, threads: int) -> Any:
+def load(path: Path, how: Execution, *, providers: Sequence[Any]) -> Any:
+    """An inference session of ONNX Runtime on the providers given. Raises: GraphMismatch: it does not load."""
+    raw = read_graph(path)
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise GraphMismatch(f"{path.name}: cannot be read: {error.strerror}") from error
-    check_self_contained(raw, name=path.name)
-    try:
-        return onnxruntime.InferenceSession(raw, _options(threads), providers=[PROVIDER])
+        session = onnxruntime.InferenceSession(raw, _options(how.threads), providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no class in common
         raise GraphMismatch(f"{path.name}: does not load in ONNX Runtime: {' '.join(str(error).split())}") from error
+    # subtle: the wrapper keeps the file's bytes, to load it again on another provider: a second copy of the weights
+    session.disable_fallback()
+    session._model_bytes = None
+    return session
+
+
+def found(tensors: Sequence[Any]) -> Iterator[Found]:
+    """What ONNX Runtime says of a graph's tensors."""
+    for tensor in tensors:
+        dims = tuple(size if isinstance(size, int) else None for size in tensor.shape)
+        yield Found(tensor.name, tensor.type, _TYPES.get(tensor.type), dims)
 
 
 def _options(threads: int) -> Any:
@@ -94,23 +100,3 @@ def _has_vnni() -> bool:
         return "_vnni" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
-
-
-def _check_tensors(path: Path, kind: str, wanted: Mapping[str, Tensor], found: Sequence[Any]) -> None:
-    names = {tensor.name for tensor in found}
-    for name in sorted(names ^ set(wanted)):
-        side = "the graph has no" if name in wanted else "the manifest has no"
-        raise GraphMismatch(f"{path.name}: {side} {kind} {name!r}")
-    for tensor in found:
-        _check_tensor(f"{path.name}: {kind} {tensor.name!r}", wanted[tensor.name], tensor)
-
-
-def _check_tensor(where: str, wanted: Tensor, found: Any) -> None:
-    if found.type != _TYPES[wanted.dtype]:
-        raise GraphMismatch(f"{where} is {found.type}, the manifest says {wanted.dtype}")
-    if len(found.shape) != len(wanted.dims):
-        raise GraphMismatch(f"{where} has rank {len(found.shape)}, the manifest says {len(wanted.dims)}")
-    for place, (size, dim) in enumerate(zip(found.shape, wanted.dims, strict=True)):
-        # a size the graph leaves open may be anything; one the manifest leaves open must be open
-        if isinstance(size, int) and size != dim:
-            raise GraphMismatch(f"{where} has size {size} at dim {place}, the manifest says {dim}")

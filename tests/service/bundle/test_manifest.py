@@ -189,6 +189,17 @@ def test_refuses_an_embed_manifest_that_is_wrong(embed: str, change: Change, sai
         parse_manifest(changed(embed, change))
 
 
+@pytest.mark.parametrize(("answers", "pairs"), [("score", "joint"), ("embedding", "separate")])
+def test_a_ranker_reads_pairs_as_its_last_exit_needs_them(
+    build_bundle: BuildBundle, tmp_path: Path, answers: str, pairs: str
+) -> None:
+    text = (build_bundle(tmp_path / "b", task="rank", pairs=pairs) / "manifest.json").read_text()
+    assert parse_manifest(text.encode()).exits[-1].output == answers
+    for wrong in {"none", "joint", "separate"} - {pairs}:
+        with pytest.raises(ManifestInvalid, match=f"pairs: must be {pairs!r} where {answers!r} ranks"):
+            parse_manifest(changed(text, put("pairs", value=wrong)))
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff", b'{"format": "1.0", "format": "1.0"}'])
 def test_refuses_what_is_not_a_json_object(raw: bytes) -> None:
     with pytest.raises(ManifestInvalid, match=r"^manifest\.json: "):

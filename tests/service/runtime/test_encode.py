@@ -1,5 +1,7 @@
 """Texts to ids: truncation, strange texts, padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,15 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from service.errors import GraphMismatch, InvalidInput
-from service.runtime.encode import MAX_CHARACTERS, Encoder, kept_positions, longest_first, pad
+from service.runtime.encode import (
+    MAX_CHARACTERS,
+    Encoder,
+    chunk_positions,
+    kept_positions,
+    longest_first,
+    pad,
+    window_starts,
+)
 
 CLS, SEP = 2, 3
 
@@ -176,3 +186,82 @@ class TestPad:
 
     def test_to_a_given_length(self, encoder):
         assert pad(encoder.encode(["good"]), pad_id=0, length=12)["input_ids"].shape == (1, 12)
+
+
+class TestChunks:
+    text = "the a is was it very not film card my and but this where how"
+
+    def test_a_text_that_fits_is_one_piece(self, encoder):
+        (chunked,) = encoder.encode_chunks(["the film is good"])
+        (whole,) = encoder.encode(["the film is good"])
+        assert (len(chunked.pieces), chunked.tokens, chunked.kept) == (1, 6, 6)
+        assert chunked.pieces[0].input_ids.tolist() == whole.input_ids.tolist()
+
+    def test_a_long_text_is_covered_by_full_pieces_that_overlap(self, encoder, bundle):
+        whole = Encoder(bundle.tokenizer_path, max_tokens=100, pad_id=0).encode([self.text])[0].input_ids.tolist()
+        (chunked,) = encoder.encode_chunks([self.text])
+        assert (chunked.tokens, chunked.kept) == (17, 17)
+        inner = [piece.input_ids.tolist()[1:-1] for piece in chunked.pieces]
+        assert all(piece.input_ids[[0, -1]].tolist() == [CLS, SEP] for piece in chunked.pieces)
+        assert [len(piece) for piece in inner] == [6, 6, 6]
+        assert inner == [whole[1:7], whole[6:12], whole[10:16]]
+
+    def test_each_piece_of_a_pair_has_the_query(self, encoder):
+        (chunked,) = encoder.encode_chunks([("good", self.text)])
+        for piece in chunked.pieces:
+            assert piece.kept == 8
+            assert piece.token_type_ids.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+        assert chunked.kept == chunked.tokens == 19
+
+    def test_a_long_query_keeps_half_of_the_room_unless_there_is_more(self, encoder):
+        both, short = encoder.encode_chunks([(self.text, self.text), (self.text, "good")])
+        assert {int((piece.token_type_ids == 0).sum()) for piece in both.pieces} == {2 + 2}
+        assert (len(short.pieces), short.kept, short.tokens) == (1, 8, 19)
+        assert int((short.pieces[0].token_type_ids == 0).sum()) == 2 + 4
+
+    def test_of_a_pair_the_first_text_is_never_in_chunks(self, encoder):
+        (chunked,) = encoder.encode_chunks([(self.text, "")])
+        assert (len(chunked.pieces), chunked.kept, chunked.tokens) == (1, 8, 18)
+
+    def test_what_is_not_read_of_a_very_long_text_counts_as_one_token(self, encoder):
+        (chunked,) = encoder.encode_chunks(["good " * (MAX_CHARACTERS // 5 + 2)])
+        assert chunked.tokens == chunked.kept + 1
+
+    def test_a_lone_surrogate_is_refused(self, encoder):
+        with pytest.raises(InvalidInput):
+            encoder.encode_chunks(["good \ud800"])
+
+    @given(st.integers(0, 60), st.integers(0, 60), st.integers(3, 20))
+    def test_pieces_fit_hold_all_special_tokens_and_cover_the_last_text(self, first, second, most):
+        owners = [None, *[0] * first, None, *[1] * second, *([None] if second else [])]
+        pieces = chunk_positions(owners, max_tokens=most, pair=second > 0)
+        last = 1 if second else 0
+        special = [at for at, owner in enumerate(owners) if owner is None]
+        assert all(len(piece) <= most for piece in pieces)
+        if most > len(special) + 1:
+            covered = set(np.concatenate(pieces).tolist())
+            assert {at for at, owner in enumerate(owners) if owner == last} <= covered
+            assert all(set(special) <= set(piece.tolist()) for piece in pieces)
+
+    @given(st.integers(0, 300), st.integers(1, 40))
+    def test_windows_overlap_and_reach_the_end(self, tokens, window):
+        starts = window_starts(tokens, window=window)
+        assert starts[0] == 0
+        assert starts[-1] == max(tokens - window, 0)
+        assert all(0 < after - before <= window for before, after in itertools.pairwise(starts))
+
+
+class TestPieces:
+    def test_tokens_tell_where_they_stand(self, encoder):
+        first, *middle, last = encoder.pieces("is Good", special=True)
+        assert (first.id, first.text, first.special, first.start, first.stop) == (CLS, "[CLS]", True, None, None)
+        assert [(one.text, one.start, one.stop) for one in middle] == [("is", 0, 2), ("good", 3, 7)]
+        assert last.id == SEP
+        assert encoder.pieces("is Good", special=False) == middle
+
+    def test_nothing_is_cut(self, encoder):
+        assert len(encoder.pieces("good " * 100, special=True)) == 102
+
+    def test_a_lone_surrogate_is_refused(self, encoder):
+        with pytest.raises(InvalidInput, match="surrogate"):
+            encoder.pieces("good \ud800", special=True)

@@ -9,14 +9,19 @@ from hypothesis.extra import numpy as hnp
 from service.errors import RunFailed
 from service.runtime.heads import (
     ExitPolicy,
+    binary_embedding,
     certainty,
     confidence,
+    cosines,
     embedding_answer,
+    int8_embedding,
     label_answer,
     leaving,
     never,
     policy_for,
+    sigmoid,
     softmax,
+    unit_rows,
 )
 
 RULES = ("max_probability", "margin", "entropy")
@@ -159,3 +164,47 @@ class TestEmbeddingAnswer:
     def test_what_is_not_finite_fails(self):
         with pytest.raises(RunFailed):
             embedding_answer(np.array([np.nan, 1], np.float32))
+
+
+class TestSigmoid:
+    def test_it_keeps_the_order_where_it_saturates_no_further(self):
+        raw = np.array([-40.0, -1.0, 0.0, 1.0, 30.0], np.float32)
+        shown = sigmoid(raw)
+        assert shown.dtype == np.float64
+        assert (np.diff(shown) > 0).all()
+        assert shown[1] + shown[3] == pytest.approx(1)
+
+    def test_the_temperature_divides(self):
+        assert sigmoid(np.array([2.0]), temperature=2.0).tolist() == sigmoid(np.array([1.0])).tolist()
+
+
+class TestCosines:
+    rows = np.random.default_rng(0).normal(size=(50, 33)).astype(np.float32)
+
+    def test_rows_have_length_one_and_zero_stays_zero(self):
+        rows = unit_rows(np.concatenate([self.rows, np.zeros((1, 33), np.float32)]))
+        assert np.linalg.norm(rows[:-1], axis=1) == pytest.approx(1)
+        assert not rows[-1].any()
+
+    def test_a_row_does_not_depend_on_its_company(self):
+        units = unit_rows(self.rows)
+        together = cosines(units[0], units)
+        for at in range(len(units)):
+            alone = unit_rows(self.rows[at : at + 1])
+            assert (alone[0] == units[at]).all()
+            assert cosines(units[0], alone)[0] == together[at]
+        assert together[0] == pytest.approx(1, abs=1e-6)
+        assert (np.abs(together) <= 1).all()
+
+
+class TestSmallEmbeddings:
+    def test_int8_is_127_times_the_unit_vector(self):
+        unit = embedding_answer(np.array([3.0, -4.0, 0.0], np.float32))
+        assert int8_embedding(unit).tolist() == [76, -102, 0]
+
+    def test_sign_bits_come_back(self):
+        vector = np.random.default_rng(1).normal(size=20).astype(np.float32)
+        packed = binary_embedding(vector)
+        assert packed.dtype == np.uint8
+        assert np.unpackbits(packed)[:20].tolist() == (vector > 0).astype(int).tolist()
+        assert np.unpackbits(packed)[20:].tolist() == [0] * 4

@@ -194,3 +194,84 @@ def test_rows_with_nan_do_not_leave_early(pipeline):
         return outputs
 
     assert finish(Pass(pipeline, nan, tokens([30], [30]), LATER)) == {0: 1, 1: 0}
+
+
+class TestMerge:
+    def begun(self, pipeline, stages, *rows, policies=LATER, steps=1):
+        going = Pass(pipeline, stages, tokens(*rows), policies)
+        for _ in range(steps):
+            going.step()
+        return going
+
+    def test_survivors_of_two_batches_are_numbered_anew_and_padded_to_one_length(self, pipeline):
+        stages = Stages()
+        first = self.begun(pipeline, stages, [30], [1, 2], [1, 2, 3], steps=2)
+        second = self.begun(pipeline, stages, [2, 3, 4, 5], steps=2)
+        merged = Pass.merge([first, second])
+        assert (merged.rows.tolist(), merged.stage, merged.longest) == ([0, 1, 2], 2, 4)
+        last = merged.step()
+        assert (last.padded_tokens, last.real_tokens) == (12, 9)
+        assert stages.feeds[-1]["h"][:, :, 0].tolist() == [[2.5, 3.5, 0, 0], [2.5, 3.5, 4.5, 0], [3.5, 4.5, 5.5, 6.5]]
+        assert stages.feeds[-1]["p"].tolist() == [[1, 2], [1, 2], [2, 3]]
+
+    def test_masks_are_filled_up_with_zeros(self, pipeline):
+        stages = Stages()
+        merged = Pass.merge([self.begun(pipeline, stages, [1, 1]), self.begun(pipeline, stages, [1, 1, 1])])
+        merged.step()
+        assert stages.feeds[-1]["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+    def test_each_item_keeps_its_own_policy(self, pipeline):
+        never = ExitPolicy((None,))
+        parts = [
+            self.begun(pipeline, Stages(), [30], [30], policies=[LATER, never]),
+            self.begun(pipeline, Stages(), [30], policies=never),
+            self.begun(pipeline, Stages(), [30], policies=LATER),
+        ]
+        assert finish(Pass.merge(parts)) == {0: 0, 1: 1, 2: 1, 3: 0}
+
+    def test_nobody_may_leave(self, pipeline):
+        parts = [
+            self.begun(pipeline, Stages(), [30], policies=ExitPolicy((None,), rule)) for rule in ("margin", "entropy")
+        ]
+        assert finish(Pass.merge(parts)) == {0: 1, 1: 1}
+
+    def test_one_goes_on_without_a_copy(self, pipeline):
+        going = self.begun(pipeline, Stages(), [30], [1], steps=2)
+        assert Pass.merge([going]) is going
+        assert going.rows.tolist() == [0]
+
+
+def test_ids_that_later_stages_read_are_filled_with_the_padding_id():
+    stages = [
+        {"id": "00", "inputs": {"ids": "input_ids"}, "outputs": {"hidden": tensor("B", "T", 2)}},
+        {"id": "01", "inputs": {"ids": "input_ids", "h": "00.hidden"}, "outputs": {"logits": tensor("B", 2)}},
+    ]
+    files = {name: {"sha256": "0" * 64, "bytes": 1} for name in ("g", "tokenizer.json", "golden.json")}
+    manifest = Manifest.model_validate(
+        {
+            "name": "ids",
+            "task": "classify",
+            "labels": ["a", "b"],
+            "max_tokens": 64,
+            "stages": stages,
+            "exits": [{"id": "full", "stage": "01", "output": "logits", "depth": 1.0}],
+            "precisions": {"fp32": {"files": {stage["id"]: "g" for stage in stages}, "golden_atol": 1e-4}},
+            "default_precision": "fp32",
+            "files": files,
+            "provenance": {"made_by": "test", "created": ""},
+            "tokenizer": {"pad_id": 7},
+        }
+    )
+    fed = []
+
+    def run_stage(stage, feeds):
+        fed.append(feeds["ids"].tolist())
+        ids = feeds["ids"]
+        return {"hidden": np.ones((*ids.shape, 2), np.float32), "logits": np.ones((len(ids), 2), np.float32)}
+
+    parts = []
+    for rows in ([[1]], [[2, 3]]):
+        parts.append(Pass(pipeline_of(manifest), run_stage, tokens(*rows), ExitPolicy(())))
+        parts[-1].step()
+    Pass.merge(parts).step()
+    assert fed[-1] == [[1, 7], [2, 3]]

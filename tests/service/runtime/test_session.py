@@ -4,6 +4,7 @@ import pytest
 
 from service.bundle.manifest import Tensor
 from service.errors import GraphMismatch, SettingsInvalid
+from service.runtime.backends.stage import Execution
 from service.runtime.session import backend_for, input_tensors, load_sessions
 
 
@@ -13,17 +14,17 @@ def test_auto_is_onnxruntime():
 
 def test_an_unknown_backend_is_refused(bundle):
     with pytest.raises(SettingsInvalid, match="'abacus'"):
-        load_sessions(bundle, backend="abacus", precision=None, threads=1)
+        load_sessions(bundle, backend="abacus", precision=None, how=Execution())
 
 
 def test_an_unknown_precision_is_refused(bundle):
     with pytest.raises(SettingsInvalid, match="'int2'"):
-        load_sessions(bundle, backend="auto", precision="int2", threads=1)
+        load_sessions(bundle, backend="auto", precision="int2", how=Execution())
 
 
 @pytest.mark.parametrize(("asked", "loaded"), [(None, "int8"), ("fp32", "fp32")])
 def test_one_session_a_stage(bundle, asked, loaded):
-    pool = load_sessions(bundle, backend="auto", precision=asked, threads=1)
+    pool = load_sessions(bundle, backend="auto", precision=asked, how=Execution())
     assert (pool.backend, pool.precision, len(pool.sessions)) == ("onnxruntime", loaded, 2)
 
 

@@ -6,6 +6,7 @@ import pytest
 from service.bundle.manifest import Tensor
 from service.errors import GraphMismatch, RunFailed
 from service.runtime.backends.onnxruntime import OnnxRuntimeSession
+from service.runtime.backends.stage import Execution
 
 IDS = Tensor(dtype="int64", dims=("B", "T"))
 HIDDEN = Tensor(dtype="float32", dims=("B", "T", 8))
@@ -20,7 +21,7 @@ def graph(classify_bundle):
 
 
 def load(graph, inputs=INPUTS, outputs=OUTPUTS) -> OnnxRuntimeSession:
-    return OnnxRuntimeSession(graph, inputs=inputs, outputs=outputs, threads=1)
+    return OnnxRuntimeSession(graph, inputs=inputs, outputs=outputs, how=Execution())
 
 
 def feeds(items: int, tokens: int, word: int = 5) -> dict[str, np.ndarray]:
@@ -78,3 +79,8 @@ def test_a_run_that_fails_names_the_graph(graph, bad):
         session.run(bad)
     assert failed.value.__cause__ is not None
     assert session.run(feeds(1, 2))["logits"].shape == (1, 3)
+
+
+def test_the_weights_are_held_once(graph):
+    wrapper = load(graph)._session
+    assert [name for name, value in vars(wrapper).items() if isinstance(value, bytes)] == []

@@ -1,0 +1,102 @@
+"""What the loaded students take of this process's memory, and a limit for all of them together."""
+
+import ctypes
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from service.errors import MemoryFull
+
+T = TypeVar("T")
+STATM: Final = Path("/proc/self/statm")
+
+
+def resident_bytes(statm: Path = STATM) -> int:
+    """Bytes of this process that are in memory now; 0 where the system does not say."""
+    try:
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def trim() -> None:
+    """Give what the C library has freed back to the system, where it can."""
+    # subtle: without it a student that is unloaded leaves most of its memory with the process, in holes
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+class Ledger:
+    """Who holds how much, from loading until the last request that uses it is over.
+
+    Owner: the loading thread; an object may end, and be struck off, in any thread.
+    """
+
+    def __init__(self, *, limit_bytes: int | None, resident: Callable[[], int] = resident_bytes) -> None:
+        """Nobody holds anything yet.
+
+        Args:
+            limit_bytes: what all may hold together; None: as much as they want.
+            resident: tells the bytes in memory.
+        """
+        self.limit_bytes = limit_bytes
+        self._resident = resident
+        self._held: dict[int, int] = {}
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"Ledger(held={self.held_bytes} bytes by {len(self._held)}, limit={self.limit_bytes})"
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held by all that live."""
+        return sum(tuple(self._held.values()))
+
+    def load(self, make: Callable[[], T], *, name: str, least_bytes: int) -> tuple[T, int]:
+        """Make something, and write down the memory it took.
+
+        Args:
+            make: loads it.
+            name: names it in errors.
+            least_bytes: what it takes at the least; it counts as that even where less was seen to be taken.
+        Returns: the object, and the bytes it holds until it ends.
+        Raises:
+            MemoryFull: all together would hold more than the limit; the object, if made, is gone again.
+        """
+        self._check(name, least_bytes)
+        trim()
+        before = self._resident()
+        made = make()
+        trim()
+        took = max(least_bytes, self._resident() - before)
+        self._check(name, took)
+        self._held[id(made)] = took
+        weakref.finalize(made, self._strike, id(made))
+        return made, took
+
+    def tidy(self) -> None:
+        """After something ended, give its memory back to the system."""
+        if self._ended:
+            self._ended = False
+            trim()
+
+    def _check(self, name: str, more_bytes: int) -> None:
+        held = self.held_bytes
+        if self.limit_bytes is not None and held + more_bytes > self.limit_bytes:
+            raise MemoryFull(
+                f"{name} takes {_mb(more_bytes)} MB, and {_mb(held)} of {_mb(self.limit_bytes)} MB are taken "
+                "(memory_limit_mb)"
+            )
+
+    def _strike(self, key: int) -> None:
+        self._held.pop(key, None)
+        self._ended = True
+
+
+def _mb(size_bytes: int) -> int:
+    return -(-size_bytes // (1 << 20))
