@@ -1,49 +1,44 @@
-"""The engine: takes requests, runs their items in batches on slots, and gives every item exactly one end."""
+"""The engine: takes requests, forms batches, runs them on slots or itself, and answers."""
 
 import asyncio
 import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from service.engine.item import Item, ItemResult, Request, ServedStudent, State
-from service.engine.observer import Dropped, EngineObserver, SilentObserver
-from service.engine.policy import Batch, EngineLimits, QueueKey, plan, urgencies
-from service.engine.queues import Queues
-from service.engine.slot import Job, Report, run_job
-from service.errors import DeadlineExceeded, Draining, NotReady, Overloaded, RunFailed, ServiceError, TooLarge
+from service.engine.admission import Admission, Asked
+from service.engine.flight import Flight, group_of, job_of
+from service.engine.forecast import RUN_S
+from service.engine.item import ItemResult, Request, ServedStudent
+from service.engine.lane import StudentLane
+from service.engine.ledger import Ledger
+from service.engine.limits import EngineLimits, Priority, first_moment
+from service.engine.observer import EngineObserver, SilentObserver
+from service.engine.policy import Batch, Plan, plan
+from service.engine.queues import Entry, StageQueue
+from service.engine.slot import Report, Slots, ThreadSlots, run_job
+from service.errors import DeadlineExceeded, Draining, NotReady, ServiceError
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
-from service.runtime.student import Outcome
+from service.runtime.pipeline import Pass, Stepped
 
 logger = logging.getLogger(__name__)
 
-RETRY_UNMEASURED_S = 1.0
-RETRY_BOUNDS_S = (0.05, 60.0)
-THROUGHPUT_MEMORY = 0.9
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A batch on a slot."""
-
-    batch: Batch[Item]
-    started: float
+# turns of the event loop between two runs on it: bytes that have come are read, parsed and submitted in so many
+YIELDS = 3
+NEVER_ONWARD = 1 << 30
+# while other students wait, a batch that would take longer gives the slot up after each stage
+TURN_S = 2e-3
 
 
 class Engine:
     """Queues, batches and answers.
 
-    Owner: event loop. Slots' threads get a `Job` and post reports; everything else happens in this object's one task.
-    Invariant: an admitted item is waiting, running or ended, and moves only forward; a request is answered when its
-    last item ends; when the task ends, for whatever reason, every waiter is told.
+    Owner: event loop. Slots' threads get a job and post reports; everything else happens here, in the loop's callbacks.
+    Invariant: a free slot never idles while work waits (but in its wait window); when the engine dies, for whatever
+    reason, every waiter is told.
     """
 
     def __init__(
@@ -52,46 +47,65 @@ class Engine:
         *,
         observer: EngineObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
+        slots: Slots | None = None,
     ) -> None:
-        """Start the engine's task on the running event loop.
+        """Start on the running event loop.
 
         Args:
-            limits: bounds; `limits.slots` threads are started when first needed.
+            limits: bounds.
             observer: told what happens.
             clock: the event loop's, in seconds, callable from any thread.
+            slots: where batches run that are too long for the event loop; None: `limits.slots` threads.
         """
         self._limits = limits
         self._observer: EngineObserver = observer or SilentObserver()
         self._loop = asyncio.get_running_loop()
         # subtle: not `loop.time`: every loop counts on this clock, but uvloop reads it once an iteration only
         self._clock = clock
-        self._slots = ThreadPoolExecutor(limits.slots, thread_name_prefix="slot")
-        self._queues = Queues()
-        self._requests: set[Request] = set()
-        self._busy_slots = 0
-        self._in_flight = 0
+        self._slots: Slots = slots or ThreadSlots(limits.slots)
+        self._ledger = Ledger(self._observer, clock)
+        self._admission = Admission(limits, self._observer)
+        self._queued: dict[StudentLane, None] = {}
+        self._flights: set[Flight] = set()
         self._admitted = 0
-        self._item_s = 0.0
-        self._changed: set[QueueKey] = set()
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = asyncio.Event()
+        self._virtual = 0.0
+        self._turning = False
+        self._waker: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._accepting = True
         self._stopped = False
-        self._task = self._loop.create_task(self._own(), name="engine")
 
     def __repr__(self) -> str:
         phase = " stopped" if self._stopped else "" if self._accepting else " draining"
+        queued = 0 if self._stopped else sum(lane.waiting for lane in self._admission.lanes.values())
         return (
-            f"<Engine requests={len(self._requests)} queued={self._queues.items} in_flight={self._in_flight} "
-            f"busy_slots={self._busy_slots}{phase}>"
+            f"<Engine requests={len(self._ledger.requests)} queued={queued} in_flight={self._ledger.running} "
+            f"busy_slots={len(self._flights)}{phase}>"
         )
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine's task is alive."""
+        """Whether the engine works."""
         return not self._stopped
+
+    @property
+    def sick(self) -> frozenset[ServedStudent]:
+        """Students of which a stage fails whatever it is given. One that answers again is well again."""
+        return frozenset(student for student, lane in self._admission.lanes.items() if lane.sick)
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since the slot that has been silent longest was heard of; 0 where none is busy."""
+        return max((self._clock() - flight.heard for flight in self._flights), default=0.0)
+
+    def check(self, student: ServedStudent, items: int, *, deadline: float | None = None) -> None:
+        """Refuse, before its texts are tokenized, what `submit` would refuse; the same errors."""
+        now, moment = self._clock(), math.inf if deadline is None else deadline
+        self._check_open(student, items)
+        tokens = items * self._admission.lane(student).forecast.item_tokens
+        last = moment + items * self._limits.pace_s
+        self._admission.check(student, Asked(items, tokens, moment, last), now=now)
 
     async def submit(
         self,
@@ -100,6 +114,7 @@ class Engine:
         *,
         policy: ExitPolicy,
         deadline: float | None = None,
+        priority: Priority = "normal",
     ) -> list[ItemResult]:
         """Run a request's items and wait for all of them.
 
@@ -108,20 +123,23 @@ class Engine:
             items: its encoded texts; an empty list gives an empty list.
             policy: when items may leave early.
             deadline: a moment on `loop.time()`'s clock; None: wait as long as it takes.
+            priority: shifts how urgent the items are; it starves nobody.
         Returns: one result for each item, in order; an item's own error stands in its result.
         Raises:
             DeadlineExceeded: the deadline has passed already.
             TooLarge: more items than may ever wait.
-            Overloaded: the queue is full.
+            Overloaded: the student's queue is full, or the answer would come too late.
             Draining, NotReady: the engine takes no more work, or is dead.
         """
         if not items:
             return []
-        request = self._admit(student, items, policy, math.inf if deadline is None else deadline)
+        moment = math.inf if deadline is None else deadline
+        request = self._admit(student, items, policy, moment, priority)
         try:
             return await request.future
         except asyncio.CancelledError:
-            self._end_all(request, partial(ServiceError, "the client has gone"), dropped="cancelled")
+            self._ledger.end_all(request, partial(ServiceError, "the client has gone"), dropped="cancelled")
+            self._wake()
             raise
 
     async def drain(self, timeout_s: float) -> bool:
@@ -137,220 +155,245 @@ class Engine:
     async def close(self) -> None:
         """Refuse new work, fail what is left, let the slots go. A graph that runs still runs to its end, unheard."""
         self._accepting = False
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._slots.shutdown(wait=False, cancel_futures=True)
+        if not self._stopped:
+            self._stop(partial(Draining, "the service stopped before this was answered"))
+        self._slots.close()
+
+    def _stop(self, why: Callable[[], ServiceError]) -> None:
+        self._stopped = True
+        self._wake_at(math.inf)
+        self._ledger.tell_everyone(why)
+        self._idle.set()
 
     # Admission
 
-    def _admit(self, student: ServedStudent, items: Sequence[Encoded], policy: ExitPolicy, deadline: float) -> Request:
-        now = self._clock()
-        self._refuse(student, len(items), deadline, now)
-        key = QueueKey(student, 0)
-        request = Request(student, policy, deadline, now, self._loop.create_future())
-        moments = urgencies(len(items), order=self._admitted, now=now, deadline=deadline, limits=self._limits)
-        request.items = [Item(request, i, encoded, key, moments[i]) for i, encoded in enumerate(items)]
-        request.results = [None] * len(items)
-        request.pending = len(items)
-        if math.isfinite(deadline):
-            request.timer = self._loop.call_at(deadline, self._post, partial(self._expire, request))
+    def _admit(
+        self, student: ServedStudent, items: Sequence[Encoded], policy: ExitPolicy, deadline: float, priority: Priority
+    ) -> Request:
+        now, lane = self._clock(), self._admission.lane(student)
+        self._check_open(student, len(items))
+        moment = first_moment(now=now, deadline=deadline, priority=priority, limits=self._limits)
+        last = moment + len(items) * self._limits.pace_s
+        asked = Asked(len(items), sum([item.kept for item in items]), deadline, last)
+        self._admission.check(student, asked, now=now)
+        request = Request(student, lane, policy, deadline, now, self._loop.create_future())
+        request.fill(items, moment=moment, order=self._admitted, pace_s=self._limits.pace_s)
         self._admitted += len(items)
-        self._requests.add(request)
+        if deadline != math.inf:
+            request.timer = self._loop.call_at(deadline, self._guarded, self._expire, request)
+        if not lane.items:
+            lane.virtual = max(lane.virtual, self._virtual)
+        self._admission.took(lane, now=now)
+        lane.lines[0].add(request.items)
+        self._ledger.open(request)
         self._idle.clear()
-        self._queues.add(key, request.items)
-        self._changed.add(key)
-        self._wake.set()
+        self._queued[lane] = None
+        self._wake()
         return request
 
-    def _refuse(self, student: ServedStudent, items: int, deadline: float, now: float) -> None:
+    def _check_open(self, student: ServedStudent, items: int) -> None:
         if self._stopped and self._accepting:
             raise NotReady("the engine has stopped")
         if not self._accepting:
             self._observer.dropped(student, "draining", items)
             raise Draining("the service is stopping")
-        if items > self._limits.max_queue_items:
-            raise TooLarge(f"{items} items, more than the {self._limits.max_queue_items} that may wait")
-        if deadline <= now:
-            self._observer.dropped(student, "deadline", items)
-            raise DeadlineExceeded("the deadline passed before the request was admitted")
-        if self._queues.items + items > self._limits.max_queue_items:
-            self._observer.dropped(student, "overloaded", items)
-            raise Overloaded("too many items are waiting", retry_after_s=self._retry_after_s())
-
-    def _retry_after_s(self) -> float:
-        """When the items that wait now should be done, from the measured throughput."""
-        if not self._item_s:
-            return RETRY_UNMEASURED_S
-        low, high = RETRY_BOUNDS_S
-        return min(max(self._queues.items * self._item_s / self._limits.slots, low), high)
-
-    # The owner
-
-    async def _own(self) -> None:
-        why: Callable[[], ServiceError] = partial(Draining, "the service stopped before this was answered")
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                self._turn()
-        except Exception as error:  # handed to every waiter, and to readiness
-            logger.critical("the engine died", exc_info=error)
-            why = partial(NotReady, "the engine died")
-        finally:
-            self._tell_everyone(why)
-
-    def _tell_everyone(self, why: Callable[[], ServiceError]) -> None:
-        """The end: fail every request as a whole. Relies on nothing that may have broken."""
-        self._stopped = True
-        for request in self._requests:
-            request.items = []
-            if request.timer is not None:
-                request.timer.cancel()
-            if not request.future.done():
-                request.future.set_exception(why())
-        self._requests, self._queues, self._in_flight = set(), Queues(), 0
-        self._idle.set()
-
-    def _turn(self) -> None:
-        """Take in what happened, decide, act."""
-        while self._inbox:
-            self._inbox.popleft()()
-        idle = self._limits.slots - self._busy_slots
-        decided = plan(self._queues.waiting, now=self._clock(), limits=self._limits, idle_slots=idle)
-        for item in decided.expired:
-            self._expire(item.request)
-        for batch in decided.batches:
-            self._start(batch)
-        self._queues.clear(decided.looked)
-        self._queues.sweep()
-        self._report_queues()
-
-    def _report_queues(self) -> None:
-        for key in self._changed:
-            student = key.student
-            assert isinstance(student, ServedStudent)
-            stage = student.student.pipeline.stages[key.stage].id
-            self._observer.queue_items(student, stage, self._queues.count(key))
-        self._changed.clear()
-
-    def _start(self, batch: Batch[Item]) -> None:
-        running = _Running(batch, self._clock())
-        for item in batch.items:
-            item.state, item.started = State.RUNNING, running.started
-            self._queues.left(item.key)
-            self._observer.queued(item.request.student, running.started - item.request.admitted)
-        self._changed.add(batch.key)
-        self._in_flight += len(batch.items)
-        self._busy_slots += 1
-        job = Job(
-            runner=batch.items[0].request.student.student,
-            items=tuple(item.encoded for item in batch.items),
-            policies=tuple(item.request.policy for item in batch.items),
-            deadlines=np.array([item.deadline for item in batch.items]),
-        )
-        report = partial(self._post_from_slot, running)
-        self._slots.submit(run_job, job, clock=self._clock, report=report).add_done_callback(
-            partial(self._done_in_slot, running)
-        )
-
-    # Posts: the only way into the task. The first two are called in slots' threads
-
-    def _post_from_slot(self, running: _Running, report: Report) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._post, partial(self._take, running, report))
-
-    def _done_in_slot(self, running: _Running, done: "Future[None]") -> None:
-        error = None if done.cancelled() else done.exception()
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._post, partial(self._finish, running, error))
-
-    def _post(self, happened: Callable[[], None]) -> None:
-        self._inbox.append(happened)
-        self._wake.set()
-
-    # What happens
-
-    def _take(self, running: _Running, report: Report) -> None:
-        """Answer the items of a report."""
-        student = running.batch.items[0].request.student
-        if report.stepped is not None:
-            stepped = report.stepped
-            self._observer.batch(
-                student,
-                student.student.pipeline.stages[stepped.stage].id,
-                items=len(stepped.rows),
-                padded_tokens=stepped.padded_tokens,
-                real_tokens=stepped.real_tokens,
-                seconds=stepped.run_s,
-            )
-        for answer in report.answers:
-            self._answer(running.batch.items[answer.row], answer.result)
-
-    def _answer(self, item: Item, result: Outcome | ServiceError) -> None:
-        """Give a running item its result, unless it was given up meanwhile."""
-        if item.ended:
-            return
-        student = item.request.student
-        if isinstance(result, Outcome):
-            leave = student.student.pipeline.exits[result.exit_index]
-            self._observer.exit(student, leave.id, leave.depth)
-        elif isinstance(result, DeadlineExceeded):
-            self._observer.dropped(student, "deadline", 1)
-        else:
-            logger.error("an item of %s@%d failed", student.name, student.version, exc_info=result)
-            self._observer.failed(student)
-        self._end(item, result)
-
-    def _finish(self, running: _Running, error: BaseException | None) -> None:
-        """Free the slot; whatever its thread left unanswered fails."""
-        self._busy_slots -= 1
-        items = running.batch.items
-        spent = (self._clock() - running.started) / len(items)
-        self._item_s = spent if not self._item_s else THROUGHPUT_MEMORY * self._item_s + (1 - THROUGHPUT_MEMORY) * spent
-        for item in items:
-            if not item.ended:
-                failed = RunFailed("the batch could not be run")
-                failed.__cause__ = error
-                self._answer(item, failed)
-
-        self._note_idle()
-
-    def _note_idle(self) -> None:
-        if not self._requests and not self._busy_slots:
-            self._idle.set()
 
     def _expire(self, request: Request) -> None:
-        self._end_all(request, partial(DeadlineExceeded, "the deadline passed"), dropped="deadline")
+        late = partial(DeadlineExceeded, "the deadline passed")
+        self._ledger.end_all(request, late, dropped="deadline")
+        self._wake()
 
-    def _end_all(self, request: Request, error: Callable[[], ServiceError], *, dropped: Dropped) -> None:
-        """End every item of a request that has not ended."""
-        left = [item for item in request.items if not item.ended]
-        for item in left:
-            self._end(item, error())
-        if left:
-            self._observer.dropped(request.student, dropped, len(left))
-            self._wake.set()
+    # Turns: decide, act
 
-    def _end(self, item: Item, result: Outcome | ServiceError) -> None:
-        """The one place where an item ends."""
-        now, request = self._clock(), item.request
-        if item.state is State.WAITING:
-            item.started = now
-            self._queues.left(item.key)
-            self._changed.add(item.key)
+    def _wake(self) -> None:
+        if not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._guarded, self._turn)
+
+    def _later(self, act: Callable[[], None], turns: int = YIELDS) -> None:
+        """Act after so many turns of the event loop: what has come meanwhile is read and submitted first."""
+        if turns:
+            self._loop.call_soon(self._later, act, turns - 1)
         else:
-            self._in_flight -= 1
-        item.state = State.ENDED
-        request.results[item.index] = ItemResult(result, item.started - request.admitted, now - item.started)
-        request.pending -= 1
-        if not request.pending:
-            self._close_request(request)
+            self._guarded(act)
 
-    def _close_request(self, request: Request) -> None:
-        self._requests.discard(request)
-        request.items = []  # breaks the cycle, so that a request is freed without the garbage collector
-        if request.timer is not None:
-            request.timer.cancel()
-        self._note_idle()
-        if not request.future.done():
-            request.future.set_result([result for result in request.results if result is not None])
+    def _guarded(self, act: Callable[..., None], *args: object) -> None:
+        """Every callback runs in this; an error in one is the engine's death."""
+        if self._stopped:
+            return
+        try:
+            act(*args)
+        except Exception as error:  # handed to every waiter, and to readiness
+            logger.critical("the engine died", exc_info=error)
+            self._stop(partial(NotReady, "the engine died"))
+
+    def _turn(self) -> None:
+        """Give every free slot a batch; one that is short runs here, after the others were handed over."""
+        self._turning = False
+        here: Flight | None = None
+        while len(self._flights) < self._limits.slots and (flight := self._next_flight()) is not None:
+            if here is None and self._is_short(flight.lane, flight.stage, len(flight.items), flight.longest):
+                here = flight
+            else:
+                self._hand_over(flight)
+        self._report_queues()
+        if here is not None:
+            self._advance(here)
+        elif not self._ledger.requests and not self._flights:
+            self._idle.set()
+
+    def _next_flight(self) -> Flight | None:
+        if not self._queued:
+            return None
+        now = self._clock()
+        self._queued = {lane: None for lane in self._queued if lane.waiting}
+        lanes, crowded = tuple(self._queued), self._admission.crowded(now)
+        decided: Plan[Entry] = plan(lanes, now=now, limits=self._limits, crowded=crowded)
+        flight = None if decided.batch is None else self._launch(decided.batch, now)
+        for request in {item.request for entry in decided.expired for item in entry.members}:
+            self._expire(request)
+        for look in decided.looks:
+            assert isinstance(look.line, StageQueue)
+            look.line.clear(look.entries)
+        if flight is not None:
+            flight.job.onward = self._onward(flight)
+        self._wake_at(decided.wake)
+        return flight
+
+    def _work_waits(self) -> bool:
+        return any(lane.waiting for lane in self._queued)
+
+    def _wake_at(self, moment: float) -> None:
+        if self._waker is not None:
+            self._waker.cancel()
+        self._waker = None if moment == math.inf else self._loop.call_at(moment, self._wake)
+
+    def _report_queues(self) -> None:
+        for line, request in self._ledger.changed.items():
+            line.sweep()
+            stage = request.student.student.pipeline.stages[line.stage].id
+            self._observer.queue_items(request.student, stage, line.items)
+        self._ledger.changed.clear()
+
+    def _launch(self, batch: Batch[Entry], now: float) -> Flight:
+        line = batch.line
+        assert isinstance(line, StageQueue)
+        for entry in batch.entries:
+            line.left(entry)
+        job, items = job_of(batch.entries)
+        flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now)
+        self._ledger.start(items, line)
+        if line.stage == 0:
+            for item in items:
+                item.started = now
+            self._observer.queued(flight.student, [now - item.since for item in items])
+        self._virtual = flight.lane.virtual
+        flight.lane.virtual += flight.lane.forecast.seconds(line.stage, len(items), flight.longest)
+        self._flights.add(flight)
+        return flight
+
+    def _onward(self, flight: Flight) -> Sequence[int]:
+        """For each stage, how many survivors run straight on to it at least."""
+        lane, longest, most = flight.lane, flight.longest, len(flight.items)
+        if len(self._queued) > 1 and lane.lines[flight.stage].outlook.ahead.seconds(most, longest) > TURN_S:
+            # the others have their turn between two stages
+            return (NEVER_ONWARD,) * len(lane.lines)
+        if not self._limits.rebatch or not lane.waiting:
+            return (1,) * len(lane.lines)
+        return lane.onward(flight.stage, items=most, longest=longest)
+
+    # Runs, here and on slots
+
+    def _is_short(self, lane: StudentLane, stage: int, items: int, longest: int) -> bool:
+        """Whether the event loop may run it itself."""
+        forecast = lane.forecast
+        return forecast.measured and forecast.seconds(stage, items, longest) <= self._limits.inline_limit_s
+
+    def _advance(self, flight: Flight) -> None:
+        """Run here, as many stages as the event loop may be kept for."""
+        began = self._clock()
+        while True:
+            try:
+                report = next(flight.reports)
+            except BaseException as error:  # noqa: BLE001 - handed to the batch's waiters
+                self._abort(flight, error)
+                return
+            self._take(flight, report)
+            if not report.going:
+                return
+            if not self._is_short(flight.lane, report.stage, report.going, flight.longest):
+                self._hand_over(flight)
+                return
+            next_s = flight.lane.forecast.seconds(report.stage, report.going, flight.longest)
+            if self._clock() - began + next_s > self._limits.inline_limit_s:
+                self._later(partial(self._advance, flight))
+                return
+
+    def _hand_over(self, flight: Flight) -> None:
+        flight.on_slot = True
+        self._slots.start(flight.reports, partial(self._post, flight))
+
+    def _post(self, flight: Flight, report: Report | None, error: BaseException | None) -> None:
+        """Called in slots' threads: the only way from them into the engine."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            if report is not None:
+                self._loop.call_soon_threadsafe(self._guarded, self._take, flight, report)
+            else:
+                self._loop.call_soon_threadsafe(self._guarded, self._abort, flight, error)
+
+    def _take(self, flight: Flight, report: Report) -> None:
+        """Answer the items of a report, queue the survivors it hands back; after the last one the slot is free."""
+        now = flight.heard = self._clock()
+        lane = flight.lane
+        if report.stepped is not None:
+            self._note_run(flight, report.stepped, now)
+        if report.failed_at is not None:
+            lane.failed(report.failed_at, flight.items[report.rows[0]].encoded.input_ids.tobytes())
+        if report.rows:
+            self._ledger.answer([flight.items[row] for row in report.rows], report.results, now)
+        if report.back is not None:
+            self._put_back(flight, report.back, now)
+        if not report.going:
+            self._finish(flight)
+
+    def _note_run(self, flight: Flight, stepped: Stepped, now: float) -> None:
+        lane, items, longest = flight.lane, len(stepped.rows), stepped.longest
+        lane.succeeded(stepped.stage)
+        if stepped.stage != flight.stage:
+            lane.virtual += lane.forecast.seconds(stepped.stage, items, longest)
+        stayed = items - stepped.leaving
+        lane.forecast.ran(stepped.stage, items=items, longest=longest, stayed=stayed, seconds=stepped.run_s)
+        self._admission.stretch.note(now, busy_s=stepped.run_s + RUN_S, waiting=self._work_waits())
+        self._observer.batch(
+            flight.student,
+            flight.student.student.pipeline.stages[stepped.stage].id,
+            items=items,
+            padded_tokens=stepped.padded_tokens,
+            real_tokens=stepped.real_tokens,
+            seconds=stepped.run_s,
+        )
+
+    def _put_back(self, flight: Flight, going: Pass, now: float) -> None:
+        """Survivors wait for company, those given up meanwhile left out."""
+        group = group_of([flight.items[row] for row in going.rows.tolist()], going, now)
+        if group is None:
+            return
+        line = flight.lane.lines[going.stage]
+        self._ledger.wait(group.members, line)
+        flight.back.update(group.members)
+        line.add((group,))
+        self._queued[flight.lane] = None
+
+    def _abort(self, flight: Flight, error: BaseException) -> None:
+        """What the run left unanswered fails."""
+        self._ledger.fail([item for item in flight.items if item not in flight.back], error)
+        self._finish(flight)
+
+    def _finish(self, flight: Flight) -> None:
+        """Free the slot. While the event loop ran the batch itself it read nothing; that comes before the next turn."""
+        self._flights.discard(flight)
+        if flight.on_slot or not self._work_waits():
+            self._wake()
+        elif not self._turning:
+            self._turning = True
+            self._later(self._turn)

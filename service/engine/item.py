@@ -1,20 +1,23 @@
 """What the engine holds: requests, their items, and what becomes of them."""
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy.typing as npt
 
-from service.engine.policy import QueueKey
 from service.errors import ServiceError
+from service.runtime.cost import StageCost
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
 from service.runtime.pipeline import Pass, Pipeline
 from service.runtime.student import Outcome
+
+if TYPE_CHECKING:
+    from service.engine.lane import StudentLane
+    from service.engine.queues import StageQueue
 
 
 class Runner(Protocol):
@@ -35,13 +38,20 @@ class Runner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class ServedStudent:
-    """A student version in service. Two loads of one version are two of these: their items are never batched."""
+    """A student version in service. Two loads of one version are two of these: their items are never batched.
+
+    Attributes:
+        name, version: which.
+        student: runs its stages.
+        costs: what a run of each stage costs, as measured at load; empty: the engine guesses, and learns as it runs.
+    """
 
     name: str
     version: int
     student: Runner
+    costs: tuple[StageCost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +60,8 @@ class ItemResult:
 
     Attributes:
         outcome: its outcome, or the error that only it met.
-        queue_s: seconds from admission to the start of its batch (or to its end, if it never ran).
-        compute_s: seconds from the start of its batch to its answer.
+        queue_s: seconds from admission to the start of its first run (or to its end, if it never ran).
+        compute_s: seconds from the start of its first run to its answer.
     """
 
     outcome: Outcome | ServiceError
@@ -60,7 +70,7 @@ class ItemResult:
 
 
 class State(Enum):
-    """An item's phase; it only moves forward."""
+    """An item's phase. Those who survive a stage may wait again, for the next."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -72,6 +82,7 @@ class Request:
     """One `submit` call. Owner: event loop."""
 
     student: ServedStudent
+    lane: "StudentLane"
     policy: ExitPolicy
     deadline: float
     admitted: float
@@ -81,34 +92,106 @@ class Request:
     pending: int = 0
     timer: asyncio.TimerHandle | None = None
 
+    def fill(self, encoded: Sequence[Encoded], *, moment: float, order: int, pace_s: float) -> None:
+        """Make its items, the first as urgent as the moment, the others following at the pace.
+
+        Args:
+            encoded: its texts.
+            moment: in seconds.
+            order: the first one's place among all items ever admitted.
+            pace_s: seconds.
+        """
+        deadline, now, first = self.deadline, self.admitted, self.lane.lines[0]
+        self.items = [
+            Item(self, i, one, one.kept, (moment + i * pace_s, order + i), deadline, now, first)
+            for i, one in enumerate(encoded)
+        ]
+        self.results, self.pending = [None] * len(encoded), len(encoded)
+
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One text of a request. Owner: event loop.
+    """One text of a request; by itself it is what waits for the first stage. Owner: event loop.
 
     Attributes:
+        tokens: its length.
         urgency: (moment in seconds, order of admission): the smaller, the sooner.
+        deadline: a moment on the event loop's clock; infinite where none was asked for.
+        since: the moment it was admitted.
+        queue: where it waits, or did last.
+        group: the survivors it waits with, beyond the first stage.
+        started: the moment of its first run, if it had one.
     """
+
+    items: ClassVar[int] = 1
 
     request: Request
     index: int
     encoded: Encoded
-    key: QueueKey
+    tokens: int
     urgency: tuple[float, int]
+    deadline: float
+    since: float
+    queue: "StageQueue"
+    group: "Group | None" = None
     state: State = State.WAITING
-    started: float = math.nan
+    started: float | None = None
 
     @property
-    def tokens(self) -> int:
+    def real_tokens(self) -> int:
         """Its length."""
-        return self.encoded.kept
-
-    @property
-    def deadline(self) -> float:
-        """A moment on the event loop's clock; infinite where none was asked for."""
-        return self.request.deadline
+        return self.tokens
 
     @property
     def ended(self) -> bool:
         """Whether it has its result."""
         return self.state is State.ENDED
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits."""
+        return self.state is State.WAITING
+
+    @property
+    def members(self) -> "Sequence[Item]":
+        """Itself."""
+        return (self,)
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Survivors of one batch that wait for their next stage together. Owner: event loop.
+
+    Attributes:
+        going: their pass; its rows are the places in `members`.
+        members: the items, those that have ended meanwhile included.
+        urgency: the most urgent one's.
+        deadline: the last one's.
+        since: the moment from which they wait.
+        items, real_tokens: of those that have not ended: how many, and their lengths together.
+        taken: whether they run again.
+    """
+
+    going: Pass
+    members: Sequence[Item]
+    urgency: tuple[float, int]
+    deadline: float
+    since: float
+    items: int
+    real_tokens: int
+    taken: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The longest one's length."""
+        return self.going.longest
+
+    @property
+    def ended(self) -> bool:
+        """Whether all have ended."""
+        return not self.items
+
+    @property
+    def waits(self) -> bool:
+        """Whether any waits."""
+        return self.items > 0 and not self.taken

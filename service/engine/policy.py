@@ -1,176 +1,226 @@
-"""Which items run next: a pure function from what waits to what to do.
+"""What runs next: pure functions from what waits to what to do.
 
-The most urgent item of all queues leads a batch; items of nearest length from the same queue fill it, up to the token
-budget. Urgency is a moment: the item's deadline, or its arrival plus a fixed patience. The items of one request become
-urgent one after another, a fixed pace apart, as if they had come one by one: a request of thousands lets others pass.
-Every moment is fixed at admission and later arrivals have later ones, so nobody starves.
+Students take turns by virtual time: each run adds its predicted seconds to its student's, and the student that has
+had least goes first. Within a student the most urgent entry leads a batch. Urgency is a moment: the deadline, or the
+arrival plus a fixed patience, shifted by the priority; the items of one request follow each other at a fixed pace, as
+if they had come one by one. Every moment is fixed at admission and later arrivals have later ones, so nobody starves.
+
+A batch is filled with entries of nearest length while that does not lower the tokens computed a second, by the cost
+model. Survivors of a stage run straight on, or wait for company where a run of the next stage would be cheaper shared.
 """
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
+from service.engine.filling import E, Entry, fill
+from service.engine.forecast import RUN_S, Outlook
+from service.engine.limits import EngineLimits as EngineLimits
+from service.engine.limits import Priority as Priority
+from service.runtime.cost import StageCost
 
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """The engine's bounds.
+# work is ripe when no more than this share of its run is what a run costs whatever its size
+RIPE_BASE_SHARE = 0.2
+# putting survivors back, choosing them again and joining their arrays costs what a run costs around its graph: where
+# graphs cost nothing but by the token, nothing is gained
+MERGE_S = RUN_S
+# company must save survivors this share of what their run costs alone
+COMPANY_GAIN = 0.08
 
-    Attributes:
-        max_queue_items: items that may wait; more are refused.
-        token_budget: padded tokens of a batch; only a single item may exceed it.
-        slots: batches that run at once.
-        pace_s: seconds between the urgency of one item of a request and of its next.
-        patience_s: an item without a deadline is as urgent as one whose deadline is so long after its arrival.
-        window_items: how far down a queue a batch looks for items of its leader's length.
-        padding_share: an item joins a batch only if no more than this share of it is then padding...
-        padding_tokens: ...or no more than this many tokens.
-    """
-
-    max_queue_items: int
-    token_budget: int
-    slots: int
-    pace_s: float = 0.01
-    patience_s: float = 1.0
-    window_items: int = 512
-    padding_share: float = 0.3
-    padding_tokens: int = 256
+_VIRTUAL = attrgetter("virtual")
 
 
-@dataclass(frozen=True, slots=True)
-class QueueKey:
-    """A queue: the items of one student (compared as the engine compares it) that wait for one stage."""
-
-    student: Hashable
-    stage: int
+E_co = TypeVar("E_co", bound=Entry, covariant=True)
 
 
-class Waiting(Protocol):
-    """What the policy sees of an item."""
+class Line(Protocol[E_co]):
+    """What waits for one stage of one student."""
+
+    @property
+    def stage(self) -> int:
+        """Which stage."""
+        ...
+
+    @property
+    def entries(self) -> Sequence[E_co]:
+        """Sorted by urgency; those that have ended are passed over."""
+        ...
 
     @property
     def tokens(self) -> int:
-        """Its length."""
+        """All lengths together."""
         ...
 
     @property
-    def urgency(self) -> tuple[float, int]:
-        """(moment, order of admission): the smaller, the sooner."""
+    def outlook(self) -> Outlook:
+        """What running it costs."""
+        ...
+
+
+class Lane(Protocol[E_co]):
+    """One student's lines."""
+
+    @property
+    def virtual(self) -> float:
+        """Predicted seconds it has had, brought up to the others' when it became active."""
         ...
 
     @property
-    def deadline(self) -> float:
-        """The moment after which its answer is useless; may be infinite."""
+    def lines(self) -> Sequence[Line[E_co]]:
+        """One a stage, in order."""
         ...
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has been answered, failed or cancelled while it waited."""
-        ...
-
-
-W = TypeVar("W", bound=Waiting)
 
 
 @dataclass(frozen=True, slots=True)
-class Batch(Generic[W]):
-    """Items of one queue to run together; the first one led."""
+class Batch(Generic[E]):
+    """Entries of one line to run together; the first one led."""
 
-    key: QueueKey
-    items: tuple[W, ...]
+    lane: Lane[E]
+    line: Line[E]
+    entries: Sequence[E]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Generic[W]):
+class Look(Generic[E]):
+    """How many entries from the front of a line were looked at; all those chosen or expired are among them."""
+
+    line: Line[E]
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[E]):
     """What to do now.
 
     Attributes:
-        batches: at most one for each idle slot.
-        expired: items whose deadline has passed.
-        looked: how many items from the front of each queue were looked at; all those above are among them.
+        batch: what a free slot runs; None: nothing.
+        wake: the moment at which a line's wait window ends, where only such lines have work.
+        expired: entries whose deadline has passed.
+        looks: how far each line was looked at.
     """
 
-    batches: tuple[Batch[W], ...]
-    expired: tuple[W, ...]
-    looked: Mapping[QueueKey, int]
+    batch: Batch[E] | None
+    wake: float
+    expired: Sequence[E]
+    looks: Sequence[Look[E]]
 
 
-def urgencies(items: int, *, order: int, now: float, deadline: float, limits: EngineLimits) -> list[tuple[float, int]]:
-    """The urgency of each item of a request admitted now.
-
-    Args:
-        items: how many.
-        order: the first one's place among all items ever admitted.
-        now, deadline: moments in seconds; the deadline may be infinite.
-        limits: the pace and the patience.
-    """
-    first = now + limits.patience_s if math.isinf(deadline) else deadline
-    return [(first + i * limits.pace_s, order + i) for i in range(items)]
-
-
-def plan(waiting: Mapping[QueueKey, Sequence[W]], *, now: float, limits: EngineLimits, idle_slots: int) -> Plan[W]:
-    """Decide what the idle slots run.
+def plan(lanes: Sequence[Lane[E]], *, now: float, limits: EngineLimits, crowded: bool = False) -> Plan[E]:
+    """Decide what one free slot runs.
 
     Args:
-        waiting: the queues, each sorted by urgency; items that have ended are passed over.
+        lanes: the students with waiting work.
         now: the moment, on the deadlines' clock.
         limits: the bounds.
-        idle_slots: how many batches can start.
+        crowded: whether other students have work as well, waiting or running.
     """
-    lines = [_Line(key, items, now) for key, items in waiting.items()] if idle_slots else []
-    batches: list[Batch[W]] = []
-    while len(batches) < idle_slots and (ready := [line for line in lines if line.look(1)]):
-        # the leader: most urgent, of equals the one at the deeper stage, then the one that came first
-        line = min(ready, key=lambda line: (line.front[0].urgency[0], -line.key.stage, line.front[0].urgency[1]))
-        line.look(limits.window_items)
-        chosen = fill(line.front, limits=limits)
-        batches.append(Batch(line.key, chosen))
-        line.take(chosen)
-    expired = tuple(item for line in lines for item in line.expired)
-    return Plan(tuple(batches), expired, {line.key: line.looked for line in lines})
+    views: list[_View[E]] = []
+    wake = math.inf
+    for lane in sorted(lanes, key=_VIRTUAL) if len(lanes) > 1 else lanes:
+        mine = [_View(line, now) for line in lane.lines if line.entries]
+        views += mine
+        ready = [view for view in mine if view.look(1)]
+        held = [view for view in ready if limits.window_s and _held(view, now, limits)]
+        wake = min([wake, *(view.front[0].since + limits.window_s for view in held)])
+        if free := [view for view in ready if view not in held]:
+            view = _choose(free, now, limits)
+            view.look(limits.window_items)
+            joined = limits.rebatch or view.line.stage == 0
+            entries = fill(view.front, view.line.outlook, limits=limits, crowded=crowded) if joined else view.front[:1]
+            return _plan(Batch(lane, view.line, entries), wake, views)
+    return _plan(None, wake, views)
 
 
-def fill(front: Sequence[W], *, limits: EngineLimits) -> tuple[W, ...]:
-    """The batch that the first of `front` leads, filled with the items nearest to its length."""
-    leader = front[0]
-    chosen, longest, real = [leader], leader.tokens, leader.tokens
-    # subtle: the sort is stable, so that of two items equally near the more urgent one is taken
-    for item in sorted(front[1:], key=lambda item: abs(item.tokens - leader.tokens)):
-        items = len(chosen) + 1
-        if longest * items > limits.token_budget:
-            break
-        grown, total = max(longest, item.tokens), real + item.tokens
-        padded = grown * items
-        if padded <= limits.token_budget and _pays(padded, total, limits):
-            chosen.append(item)
-            longest, real = grown, total
-    return tuple(chosen)
+def _plan(batch: Batch[E] | None, wake: float, views: Sequence["_View[E]"]) -> Plan[E]:
+    expired = [entry for view in views for entry in view.expired]
+    return Plan(batch, wake, expired, [Look(view.line, view.looked) for view in views])
 
 
-def _pays(padded: int, real: int, limits: EngineLimits) -> bool:
-    return padded - real <= max(limits.padding_tokens, limits.padding_share * padded)
+def _choose(ready: Sequence["_View[E]"], now: float, limits: EngineLimits) -> "_View[E]":
+    """Of one student's lines, the one to run: the most urgent that is ripe, else the one that feeds the others."""
+    if len(ready) == 1:
+        return ready[0]
+    grown = [view for view in ready if _ripe(view.line) or _pressing(view, now, limits)]
+    if not grown:
+        return min(ready, key=lambda view: view.line.stage)
+    # of equals the one at the deeper stage, then the one that came first
+    return min(grown, key=lambda view: (view.front[0].urgency[0], -view.line.stage, view.front[0].urgency[1]))
 
 
-class _Line(Generic[W]):
-    """One queue while a plan is made: the live items at its front, and how far it was looked at."""
+def _ripe(line: Line[E]) -> bool:
+    run = line.outlook.run
+    return run.base_s <= RIPE_BASE_SHARE * (run.base_s + run.token_s * line.tokens)
 
-    def __init__(self, key: QueueKey, items: Sequence[W], now: float) -> None:
-        self.key = key
-        self.front: list[W] = []
-        self.expired: list[W] = []
+
+def _pressing(view: "_View[E]", now: float, limits: EngineLimits) -> bool:
+    """Whether the leader has waited long enough, or has no time to lose."""
+    leader = view.front[0]
+    if now >= leader.since + limits.ripen_s:
+        return True
+    return leader.urgency[0] - now <= limits.ripen_s + view.line.outlook.ahead.seconds(leader.items, leader.tokens)
+
+
+def _held(view: "_View[E]", now: float, limits: EngineLimits) -> bool:
+    """Whether a line's wait window holds it back."""
+    leader = view.front[0]
+    if now >= leader.since + limits.window_s or _ripe(view.line):
+        return False
+    ahead = view.line.outlook.ahead.seconds(leader.items, leader.tokens)
+    return leader.urgency[0] - now > limits.window_s + ahead
+
+
+def least_onward(run: StageCost, *, longest: int, others: float, most: int) -> int:
+    """How many survivors at least run straight on; fewer are better off waiting for company.
+
+    Args:
+        run: what a run of the next stage costs.
+        longest: tokens of the longest survivor.
+        others: items that should come to the next stage soon.
+        most: more than this many are not asked about.
+
+    >>> least_onward(StageCost(base_s=1e-3, token_s=1e-5), longest=10, others=20, most=64)
+    32
+    >>> least_onward(StageCost(base_s=0.0, token_s=1e-5), longest=10, others=20, most=32)
+    1
+    """
+    if others < 1:
+        return 1
+    return 1 + bisect_left(range(1, most + 1), True, key=lambda items: not _company_pays(run, longest, others, items))
+
+
+def company_may_pay(run: StageCost, *, longest: int, items: float) -> bool:
+    """Whether so many survivors would wait for company, were there any amount of it."""
+    return run.base_s - MERGE_S > COMPANY_GAIN * (run.base_s + (run.token_s + run.square_s * longest) * items * longest)
+
+
+def _company_pays(run: StageCost, longest: int, others: float, items: int) -> bool:
+    # in company the survivors pay only their share of what a run costs whatever its size
+    saved = run.base_s * others / (items + others)
+    return saved - MERGE_S > COMPANY_GAIN * run.seconds(items, longest)
+
+
+class _View(Generic[E]):
+    """One line while a plan is made: the live entries at its front, and how far it was looked at."""
+
+    def __init__(self, line: Line[E], now: float) -> None:
+        self.line = line
+        self.front: list[E] = []
+        self.expired: list[E] = []
         self.looked = 0
-        self._rest: Iterator[W] = iter(items)
         self._now = now
 
-    def look(self, items: int) -> bool:
-        """Look until `front` holds so many items or none are left; whether it holds any."""
-        while len(self.front) < items and (item := next(self._rest, None)) is not None:
-            self.looked += 1
-            if not item.ended:
-                (self.expired if item.deadline <= self._now else self.front).append(item)
+    def look(self, entries: int) -> bool:
+        """Look until `front` holds so many entries or none are left; whether it holds any."""
+        now, line = self._now, self.line.entries
+        while len(self.front) < entries and self.looked < len(line):
+            seen = line[self.looked : self.looked + entries - len(self.front)]
+            self.looked += len(seen)
+            living = [entry for entry in seen if not entry.ended]
+            fresh = [entry for entry in living if entry.deadline > now]
+            self.front += fresh
+            if len(fresh) < len(living):
+                self.expired += [entry for entry in living if entry.deadline <= now]
         return bool(self.front)
-
-    def take(self, chosen: Sequence[W]) -> None:
-        """Remove a batch from the front."""
-        taken = {id(item) for item in chosen}
-        self.front = [item for item in self.front if id(item) not in taken]

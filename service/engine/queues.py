@@ -1,69 +1,87 @@
-"""The items that wait, each queue sorted by urgency."""
+"""What waits for one stage of one student, sorted by urgency."""
 
 from bisect import insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
-from service.engine.item import Item, State
-from service.engine.policy import QueueKey
+from service.engine.forecast import Forecast, Outlook
+from service.engine.item import Group, Item
 
+Entry = Item | Group
+
+# of a long queue so many entries tell how many are of a length
+SAMPLE = 64
 SORT_COST = 16  # an insertion costs about what sorting so many places does
 _URGENCY = attrgetter("urgency")
 
 
-class Queues:
-    """All queues of the engine.
+class StageQueue:
+    """Items that wait for the first stage, or groups of survivors that wait for a later one.
 
     Owner: event loop.
     Invariant: an item that ended while it waited is counted out at once; its place goes when it is looked at, or when
-    such places are as many as the items that wait.
+    such places are as many as those that wait.
+
+    Attributes:
+        stage: which.
+        entries: sorted by urgency.
+        items, tokens: of those that wait.
     """
 
-    def __init__(self) -> None:
-        self._queues: dict[QueueKey, list[Item]] = {}
-        self._waiting: dict[QueueKey, int] = {}
-        self._places = 0
+    def __init__(self, stage: int, forecast: Forecast) -> None:
+        self.stage = stage
+        self.entries: list[Entry] = []
         self.items = 0
+        self.tokens = 0
+        self._forecast = forecast
 
     @property
-    def waiting(self) -> Mapping[QueueKey, Sequence[Item]]:
-        """The queues as the policy reads them."""
-        return self._queues
+    def outlook(self) -> Outlook:
+        """What running it costs."""
+        return self._forecast.outlooks[self.stage]
 
-    def count(self, key: QueueKey) -> int:
-        """How many items wait there."""
-        return self._waiting.get(key, 0)
-
-    def add(self, key: QueueKey, items: Sequence[Item]) -> None:
-        """Put waiting items of one request in their places."""
-        queue = self._queues.setdefault(key, [])
-        if len(items) * SORT_COST < len(queue):
-            for item in items:
-                insort(queue, item, key=_URGENCY)
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Put entries that are sorted by urgency in their places."""
+        queue = self.entries
+        if not queue or queue[-1].urgency <= entries[0].urgency:
+            queue.extend(entries)
+        elif len(entries) * SORT_COST < len(queue):
+            for entry in entries:
+                insort(queue, entry, key=_URGENCY)
         else:
-            # subtle: the queue and the items are two sorted runs, which this sort merges in linear time
-            queue.extend(items)
+            # subtle: the queue and the entries are two sorted runs, which this sort merges in linear time
+            queue.extend(entries)
             queue.sort(key=_URGENCY)
-        self._waiting[key] = self.count(key) + len(items)
-        self.items += len(items)
-        self._places += len(items)
+        for entry in entries:
+            self.items += entry.items
+            self.tokens += entry.real_tokens
 
-    def left(self, key: QueueKey) -> None:
-        """Count one item out that stopped waiting."""
-        self._waiting[key] -= 1
+    def left(self, entry: Entry) -> None:
+        """Count an entry out that stopped waiting."""
+        self.items -= entry.items
+        self.tokens -= entry.real_tokens
+
+    def ended(self, item: Item) -> None:
+        """Count an item out that ended here, by itself or in its group."""
         self.items -= 1
+        self.tokens -= item.tokens
+        if item.group is not None:
+            item.group.items -= 1
+            item.group.real_tokens -= item.tokens
 
-    def clear(self, looked: Mapping[QueueKey, int]) -> None:
-        """Give up the places of items that no longer wait, among so many from the front of each queue."""
-        for key, front in looked.items():
-            queue = self._queues[key]
-            before = len(queue)
-            queue[:front] = [item for item in queue[:front] if item.state is State.WAITING]
-            self._places -= before - len(queue)
-            if not queue:
-                del self._queues[key], self._waiting[key]
+    def near(self, tokens: int, band: float) -> float:
+        """About how many items wait here whose length differs from that by no more than the band."""
+        sample = self.entries[:SAMPLE]
+        if not sample:
+            return 0.0
+        near = sum([entry.items for entry in sample if -band <= entry.tokens - tokens <= band])
+        return near * len(self.entries) / len(sample)
+
+    def clear(self, front: int) -> None:
+        """Give up the places of entries that no longer wait, among so many from the front."""
+        self.entries[:front] = [entry for entry in self.entries[:front] if entry.waits]
 
     def sweep(self) -> None:
-        """Give up all places of items that no longer wait, once they are as many as those that do."""
-        if self._places >= 2 * self.items:
-            self.clear({key: len(queue) for key, queue in self._queues.items()})
+        """Give up all places of entries that no longer wait, once they are as many as the items that do."""
+        if len(self.entries) >= 2 * self.items:
+            self.clear(len(self.entries))

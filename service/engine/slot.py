@@ -1,87 +1,127 @@
-"""What a slot's thread does with a batch: pad it, run its stages one after another, report who ended.
+"""How a batch runs: its stages one after another, a report after each. And the slots, the threads that run batches.
 
-A thread gets a `Job` and shares nothing else; all it knows of the engine is the function that takes its reports.
+A thread gets a job and shares nothing else; all it knows of the engine is the function that takes its reports.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from service.engine.item import Runner
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
 from service.runtime.encode import Encoded, pad
-from service.runtime.heads import Doubles, ExitPolicy
+from service.runtime.heads import Doubles, ExitPolicy, Flags
 from service.runtime.pipeline import Pass, Stepped
 from service.runtime.student import Outcome
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """A batch handed over. `deadlines` is float64 [B], moments on the engine's clock."""
+    """A batch handed over: items for the first stage, or survivors of earlier batches for a later one.
+
+    Attributes:
+        runner: the student.
+        items: what begins at the first stage...
+        policies: ...and when each may leave: one for all, or one for each.
+        passes: or what goes on, joined in this order.
+        deadlines: float64 [B], moments on the engine's clock; None: nobody has one.
+        onward: for each stage, how many survivors of the one before run straight on to it at least; fewer are handed
+            back. Changed only by who runs the job.
+    """
 
     runner: Runner
-    items: tuple[Encoded, ...]
-    policies: tuple[ExitPolicy, ...]
-    deadlines: Doubles
+    items: Sequence[Encoded] = ()
+    policies: ExitPolicy | Sequence[ExitPolicy] = ()
+    passes: Sequence[Pass] = ()
+    deadlines: Doubles | None = None
+    onward: Sequence[int] = ()
+
+    def begin(self) -> Pass:
+        """The pass of all of it. Raises: ServiceError."""
+        if self.passes:
+            return Pass.merge(self.passes)
+        return self.runner.begin(pad(self.items, pad_id=self.runner.pad_id), self.policies)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How the item at place `row` of the job ended."""
-
-    row: int
-    result: Outcome | ServiceError
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
-    """Items that ended, and the stage run that ended them, if one did."""
+    """What came of one stage run.
 
-    answers: tuple[Answer, ...]
+    Attributes:
+        rows: places in the job of the items that ended...
+        results: ...and how each ended.
+        stepped: the run; None where it failed, or where the items ended without one.
+        failed_at: the stage that failed on the one item of `rows`.
+        back: survivors that are to wait for company; the thread has let go of it.
+        going: how many items of the job still run...
+        stage: ...and the stage that some of them run next.
+    """
+
+    rows: list[int] = field(default_factory=list)
+    results: list[Outcome | ServiceError] = field(default_factory=list)
     stepped: Stepped | None = None
+    failed_at: int | None = None
+    back: Pass | None = None
+    going: int = 0
+    stage: int = 0
 
 
-def run_job(job: Job, *, clock: Callable[[], float], report: Callable[[Report], None]) -> None:
-    """Run a batch to its end. Every item is in exactly one report.
+def run_job(job: Job, *, clock: Callable[[], float]) -> Iterator[Report]:
+    """Run a batch, one report a step. Every item ends in exactly one report, or is handed back in one.
 
     A pass that fails goes on in two halves, and so on down: what breaks alone fails alone.
 
     Args:
         job: at least one item.
         clock: the moment now, on the deadlines' clock.
-        report: called after each stage, in this thread.
     """
-    waiting = [job.runner.begin(pad(job.items, pad_id=job.runner.pad_id), job.policies)]
+    waiting = [job.begin()]
     while waiting:
         going = waiting.pop()
-        if going.stage > 0:
-            _drop_late(job, going, now=clock(), report=report)
-        if going.done:
-            continue
-        try:
-            stepped = going.step()
-        except Exception as error:  # noqa: BLE001 - handed to the item's waiter once it is alone
-            waiting.extend(_after_failure(going, error, report))
-            continue
-        report(Report(_answers(stepped), stepped))
+        report = _step(job, going, waiting, clock())
+        if waiting:
+            report.going = sum(len(each.rows) for each in waiting)
+            report.stage = waiting[-1].stage
+        yield report
+
+
+def _step(job: Job, going: Pass, waiting: list[Pass], now: float) -> Report:
+    """One step of a pass; what is left of it goes back to `waiting`."""
+    if going.stage > 0 and job.deadlines is not None:
+        late = job.deadlines[going.rows] <= now
+        if late.any():
+            return _drop(going, late, waiting)
+    try:
+        stepped = going.step()
+    except Exception as error:  # noqa: BLE001 - handed to the item's waiter once it is alone
+        return _after_failure(going, error, waiting)
+    report = _answers(stepped)
+    if not going.done:
+        if len(going.rows) < job.onward[going.stage]:
+            report.back = going
+        else:
+            waiting.append(going)
+    return report
+
+
+def _drop(going: Pass, late: Flags, waiting: list[Pass]) -> Report:
+    rows = going.rows[late].tolist()
+    going.drop(late)
+    if not going.done:
         waiting.append(going)
+    return Report(rows, [DeadlineExceeded("the deadline passed between two stages") for _ in rows])
 
 
-def _drop_late(job: Job, going: Pass, *, now: float, report: Callable[[Report], None]) -> None:
-    late = job.deadlines[going.rows] <= now
-    if late.any():
-        rows = going.rows[late].tolist()
-        report(Report(tuple(Answer(row, DeadlineExceeded("the deadline passed between two stages")) for row in rows)))
-        going.drop(late)
-
-
-def _after_failure(going: Pass, error: Exception, report: Callable[[Report], None]) -> tuple[Pass, ...]:
+def _after_failure(going: Pass, error: Exception, waiting: list[Pass]) -> Report:
     if len(going.rows) > 1:
-        return going.halves()
+        waiting.extend(going.halves())
+        return Report()
     failed = error if isinstance(error, RunFailed) else _translated(error)
-    report(Report((Answer(int(going.rows[0]), failed),)))
-    return ()
+    return Report([int(going.rows[0])], [failed], failed_at=going.stage)
 
 
 def _translated(error: Exception) -> RunFailed:
@@ -90,12 +130,75 @@ def _translated(error: Exception) -> RunFailed:
     return failed
 
 
-def _answers(stepped: Stepped) -> tuple[Answer, ...]:
-    if stepped.raw is None or stepped.exit_index is None or not stepped.leaves.any():
-        return ()
-    raws = stepped.raw[stepped.leaves]
-    finite = np.asarray(np.isfinite(raws).reshape(len(raws), -1).all(axis=1))
-    return tuple(
-        Answer(int(row), Outcome(stepped.exit_index, raw) if is_finite else RunFailed("the scores are not finite"))
-        for row, raw, is_finite in zip(stepped.rows[stepped.leaves], raws, finite, strict=True)
-    )
+def _answers(stepped: Stepped) -> Report:
+    if stepped.raw is None or stepped.exit_index is None or not stepped.leaving:
+        return Report(stepped=stepped)
+    raws, exit_index = stepped.raw[stepped.leaves], stepped.exit_index
+    results: list[Outcome | ServiceError]
+    if np.isfinite(raws).all():
+        results = [Outcome(exit_index, raw) for raw in raws]
+    else:
+        finite = np.asarray(np.isfinite(raws).reshape(len(raws), -1).all(axis=1))
+        results = [
+            Outcome(exit_index, raw) if is_finite else RunFailed("the scores are not finite")
+            for raw, is_finite in zip(raws, finite, strict=True)
+        ]
+    return Report(stepped.rows[stepped.leaves].tolist(), results, stepped)
+
+
+Post = Callable[[Report | None, BaseException | None], None]
+
+
+class Slots(Protocol):
+    """Where jobs run beside the event loop."""
+
+    def start(self, reports: Iterator[Report], post: Post) -> None:
+        """Run a job to its end: every report is posted, or what stopped it. After the last one nothing comes."""
+        ...
+
+    def close(self) -> None:
+        """No more jobs will come."""
+        ...
+
+
+class ThreadSlots:
+    """Threads that run jobs, started when first needed. `post` is called in them."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._jobs: queue.SimpleQueue[tuple[Iterator[Report], Post] | None] = queue.SimpleQueue()
+        self._started = False
+
+    def start(self, reports: Iterator[Report], post: Post) -> None:
+        """Run a job to its end in a thread."""
+        if not self._started:
+            self._started = True
+            for number in range(self._slots):
+                threading.Thread(target=self._work, name=f"slot-{number}", daemon=True).start()
+        self._jobs.put((reports, post))
+
+    def close(self) -> None:
+        """Let the threads go once they are idle."""
+        if self._started:
+            for _ in range(self._slots):
+                self._jobs.put(None)
+
+    def _work(self) -> None:
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        # subtle: a function of its own, so that an idle thread holds nothing of its last job
+        job = self._jobs.get()
+        if job is not None:
+            run_to_end(*job)
+        return job is not None
+
+
+def run_to_end(reports: Iterator[Report], post: Post) -> None:
+    """Run a job: post every report, or what stopped it."""
+    try:
+        for report in reports:
+            post(report, None)
+    except BaseException as error:  # noqa: BLE001 - handed to the job's waiters; the slot goes on
+        post(None, error)

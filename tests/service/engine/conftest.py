@@ -1,10 +1,12 @@
 """A scripted student that holds each stage run until the test lets it go, and an observer that writes down."""
 
 import asyncio
+import math
 import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from service.engine.item import ServedStudent
 from service.engine.policy import EngineLimits
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Pass, pipeline_of
+from service.runtime.pipeline import Pass, Pipeline, pipeline_of
 
 PATIENCE_S = 20.0  # a test that waits so long has failed
 
@@ -123,16 +125,16 @@ class RecordingObserver:
     def queue_items(self, student: ServedStudent, stage: str, items: int) -> None:
         self._write("queue_items", stage, items)
 
-    def queued(self, student: ServedStudent, seconds: float) -> None:
-        self._write("queued", seconds)
+    def queued(self, student: ServedStudent, seconds: Sequence[float]) -> None:
+        self._write("queued", tuple(seconds))
 
     def batch(
         self, student: ServedStudent, stage: str, *, items: int, padded_tokens: int, real_tokens: int, seconds: float
     ) -> None:
         self._write("batch", student.name, stage, items, padded_tokens, real_tokens)
 
-    def exit(self, student: ServedStudent, exit_id: str, depth: float) -> None:
-        self._write("exit", exit_id, depth)
+    def exit(self, student: ServedStudent, exit_id: str, depth: float, items: int) -> None:
+        self._write("exit", exit_id, depth, items)
 
     def failed(self, student: ServedStudent) -> None:
         self._write("failed")
@@ -148,6 +150,46 @@ def texts(*items: int, tokens: int = 4) -> list[Encoded]:
         ids = np.full(tokens, item, dtype=np.int64)
         made.append(Encoded(ids, np.zeros_like(ids), tokens=tokens, kept=tokens))
     return made
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    """The scripted student's: two stages, an exit at each."""
+    return pipeline_of(MANIFEST)
+
+
+@dataclass(eq=False)
+class Waiter:
+    """What waits, as the policy sees it."""
+
+    tokens: int = 10
+    items: int = 1
+    moment: float = 0.0
+    order: int = 0
+    since: float = 0.0
+    deadline: float = math.inf
+    ended: bool = False
+    urgency: tuple[float, int] = field(init=False)
+    real_tokens: int = field(init=False)
+
+    def __post_init__(self):
+        self.urgency, self.real_tokens = (self.moment, self.order), self.tokens * self.items
+
+
+@pytest.fixture(scope="session")
+def waiter_class() -> type[Waiter]:
+    return Waiter
+
+
+@pytest.fixture
+def make_waiter() -> type[Waiter]:
+    return Waiter
+
+
+@pytest.fixture
+def line() -> Callable[..., list[Waiter]]:
+    """`line(*tokens)`: waiters of those lengths, the first most urgent."""
+    return lambda *tokens: [Waiter(n, moment=i, order=i) for i, n in enumerate(tokens)]
 
 
 @pytest.fixture

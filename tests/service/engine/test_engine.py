@@ -119,8 +119,8 @@ class TestObserver:
     async def test_is_told_what_ran(self, make_engine, observer, served, encoded, early):
         await make_engine().submit(served, [*encoded(2, tokens=3), *encoded(3, tokens=5)], policy=early)
         assert observer.named("batch") == [("scripted", "00", 2, 10, 8), ("scripted", "01", 1, 5, 5)]
-        assert observer.named("exit") == [("early", 0.5), ("full", 1.0)]
-        assert len(observer.named("queued")) == 2
+        assert observer.named("exit") == [("early", 0.5, 1), ("full", 1.0, 1)]
+        assert [len(seconds) for (seconds,) in observer.named("queued")] == [2]
         assert observer.named("queue_items")[-1] == ("00", 0)
 
 
@@ -178,7 +178,7 @@ class TestFailures:
         await runner.begun()
         waiting = asyncio.create_task(engine.submit(served, encoded(4), policy=early, deadline=time.monotonic() + 100))
         await asyncio.sleep(0)
-        observer.raise_on = "exit"
+        observer.raise_on = "batch"
         runner.let_go()
         for waiter in (running, waiting):
             with pytest.raises(NotReady, match="died"):

@@ -1,0 +1,101 @@
+"""Whether a request may come in: bounds, its deadline, and when its items would be done."""
+
+import math
+import weakref
+from dataclasses import dataclass
+
+from service.engine.forecast import Stretch
+from service.engine.item import ServedStudent
+from service.engine.lane import StudentLane
+from service.engine.limits import EngineLimits
+from service.engine.observer import EngineObserver
+from service.errors import DeadlineExceeded, Overloaded, TooLarge
+
+RETRY_BOUNDS_S = (0.05, 60.0)
+# what is admitted should not end late: predictions mostly come true within so much
+SAFETY = 1.25
+# a student counts among those that share the slots for so long after its last request
+CROWD_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request at the door.
+
+    Attributes:
+        items, tokens: how many; the tokens may be an estimate.
+        deadline: the moment after which its answer is useless; may be infinite.
+        moment: how urgent its last item would be.
+    """
+
+    items: int
+    tokens: float
+    deadline: float
+    moment: float
+
+
+class Admission:
+    """The students known to the engine, and what may be added to their work. Owner: event loop."""
+
+    def __init__(self, limits: EngineLimits, observer: EngineObserver) -> None:
+        self._limits = limits
+        self._observer = observer
+        # subtle: lanes do not hold their students, so that one unloaded is freed
+        self.lanes: weakref.WeakKeyDictionary[ServedStudent, StudentLane] = weakref.WeakKeyDictionary()
+        self.stretch = Stretch(slots=limits.slots)
+        self._crowd: dict[StudentLane, None] = {}
+
+    def lane(self, student: ServedStudent) -> StudentLane:
+        """What the engine keeps of a student."""
+        lane = self.lanes.get(student)
+        if lane is None:
+            lane = StudentLane(student.costs, stages=len(student.student.pipeline.stages))
+            self.lanes[student] = lane
+        return lane
+
+    def took(self, lane: StudentLane, *, now: float) -> None:
+        """Items of a student were admitted."""
+        lane.seen = now
+        self._crowd[lane] = None
+
+    def crowded(self, now: float) -> bool:
+        """Whether more than one student has work, or had some lately."""
+        if len(self._crowd) > 1:
+            self._crowd = {lane: None for lane in self._crowd if lane.items or now < lane.seen + CROWD_S}
+        return len(self._crowd) > 1
+
+    def check(self, student: ServedStudent, asked: Asked, *, now: float) -> None:
+        """Refuse what cannot be answered.
+
+        Raises:
+            TooLarge: more items than may ever wait.
+            DeadlineExceeded: the deadline has passed.
+            Overloaded: the queue is full, or the answer would come after the deadline.
+        """
+        lane, most = self.lane(student), self._limits.max_queue_items
+        if asked.items > most:
+            raise TooLarge(f"{asked.items} items, more than the {most} that may wait")
+        if asked.deadline <= now:
+            self._observer.dropped(student, "deadline", asked.items)
+            raise DeadlineExceeded("the deadline passed before the request was admitted")
+        if lane.waiting + asked.items > most:
+            self._observer.dropped(student, "overloaded", asked.items)
+            raise self._overloaded("too many items are waiting")
+        if asked.deadline != math.inf and now + self.finish_s(lane, asked) > asked.deadline:
+            self._observer.dropped(student, "late", asked.items)
+            raise self._overloaded("the answer would come after the deadline")
+
+    def finish_s(self, lane: StudentLane, asked: Asked) -> float:
+        """Seconds in which the last item of a request should be done, were it admitted now.
+
+        The slots are shared evenly with every other student that has work, while it has any.
+        """
+        work_s = lane.ahead_s(asked.moment) + asked.tokens * lane.forecast.token_s
+        shared_s = sum(min(other.backlog_s(), work_s) for other in self._crowd if other is not lane)
+        return SAFETY * self.stretch.factor * (work_s + shared_s)
+
+    def _overloaded(self, detail: str) -> Overloaded:
+        """To be tried again when all that was admitted should be done."""
+        low, high = RETRY_BOUNDS_S
+        drain_s = self.stretch.factor * sum(lane.backlog_s() for lane in self._crowd)
+        return Overloaded(detail, retry_after_s=min(max(drain_s, low), high))

@@ -1,0 +1,110 @@
+"""A batch on its way: which items it holds, and the job that runs them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from service.engine.item import Group, Item, ServedStudent, State
+from service.engine.lane import StudentLane
+from service.engine.queues import Entry
+from service.engine.slot import Job, Report
+from service.runtime.heads import ExitPolicy
+from service.runtime.pipeline import Pass
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch that a slot, or the event loop, runs. Owner: event loop.
+
+    Attributes:
+        items: in the order of the job's rows.
+        job: what runs...
+        reports: ...and its steps; whoever runs the job takes them one by one.
+        stage: where it began.
+        heard: the moment of its start or last report.
+        back: items that it handed back.
+        on_slot: whether a slot has it.
+        longest: tokens of the longest item.
+    """
+
+    items: Sequence[Item]
+    job: Job
+    reports: Iterator[Report]
+    stage: int
+    heard: float
+    back: set[Item] = field(default_factory=set)
+    on_slot: bool = False
+    longest: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.longest = max([item.tokens for item in self.items])
+
+    @property
+    def student(self) -> ServedStudent:
+        """Whose."""
+        return self.items[0].request.student
+
+    @property
+    def lane(self) -> StudentLane:
+        """Its student's."""
+        return self.items[0].request.lane
+
+
+def job_of(entries: Sequence[Entry]) -> tuple[Job, Sequence[Item]]:
+    """The job that runs entries of one queue, and its items in the order of its rows; ended survivors are left out."""
+    items: list[Item] = []
+    passes: list[Pass] = []
+    for entry in entries:
+        if isinstance(entry, Item):
+            items.append(entry)
+        else:
+            living = _living(entry)
+            items += living
+            passes.append(entry.going)
+    runner = items[0].request.student.student
+    deadlines = [item.deadline for item in items]
+    timed = np.array(deadlines) if min(deadlines) < math.inf else None
+    if passes:
+        return Job(runner, passes=passes, deadlines=timed), items
+    encoded = [item.encoded for item in items]
+    return Job(runner, encoded, _policies(items), deadlines=timed), items
+
+
+def _living(group: Group) -> Sequence[Item]:
+    group.taken = True
+    if group.items == len(group.members):
+        return group.members
+    ended = np.array([item.state is State.ENDED for item in group.members])
+    group.going.drop(ended)
+    return [item for item in group.members if item.state is not State.ENDED]
+
+
+def _policies(items: Sequence[Item]) -> ExitPolicy | Sequence[ExitPolicy]:
+    first = items[0].request.policy
+    if all(item.request.policy is first for item in items):
+        return first
+    return [item.request.policy for item in items]
+
+
+def group_of(members: Sequence[Item], going: Pass, now: float) -> Group | None:
+    """The group of a pass's survivors, in the order of its rows, those that have ended left out; None: nobody."""
+    ended = [item.ended for item in members]
+    if any(ended):
+        going.drop(np.array(ended))
+        members = [item for item in members if not item.ended]
+    if not members:
+        return None
+    group = Group(
+        Pass.merge([going]),
+        members,
+        urgency=min(item.urgency for item in members),
+        deadline=max(item.deadline for item in members),
+        since=now,
+        items=len(members),
+        real_tokens=sum(item.tokens for item in members),
+    )
+    for item in members:
+        item.group = group
+    return group
