@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PORT ?= 8000
 STORE ?= models/store
 .DEFAULT_GOAL := help
-.PHONY: help install install-offline serve refresh test lint check clean
+.PHONY: help install install-offline serve loadtest refresh test lint check clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28
@@ -30,6 +30,14 @@ install-offline: $(VENV)/.offline  ## the offline half and the test tools too
 
 serve: install  ## serve STORE (default models/store) on PORT (default 8000)
 	$(BIN)/understudy serve --store $(STORE) --port $(PORT)
+
+$(VENV)/.loadtest: $(VENV)/.online
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[loadtest]'
+	@touch $@
+
+loadtest: $(VENV)/.loadtest  ## load a server: SCENARIO=loadtest/scenarios/steady.yaml [ARGS='--set duration_s=60']
+	@test -n "$(SCENARIO)" || { echo "make loadtest SCENARIO=loadtest/scenarios/NAME.yaml" >&2; exit 2; }
+	$(BIN)/understudy loadtest $(SCENARIO) $(ARGS)
 
 refresh: install-offline  ## make a student: RECIPE=models/recipes/intent.yaml STORE=my-store [ARGS=--resume]
 	@test -n "$(RECIPE)" -a "$(origin STORE)" != file \

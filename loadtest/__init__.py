@@ -1,0 +1,1 @@
+"""Load tests over HTTP: generators of load, scenarios with service levels, benchmarks. Never imports the service."""
