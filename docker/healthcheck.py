@@ -1,4 +1,7 @@
-"""Exit status 0 if the service in this container is ready, else 1. Needs the standard library only."""
+"""Exit status 0 if the service in this container is ready, else 1. Needs the standard library only.
+
+An argument names another probe: `startup` or `live`.
+"""
 
 import os
 import sys
@@ -8,7 +11,8 @@ import urllib.request
 
 def main() -> int:
     """Ask the probe, past any proxy that the environment names."""
-    url = f"http://127.0.0.1:{os.environ.get('UNDERSTUDY_PORT') or 8000}/health/ready"
+    probe = sys.argv[1] if len(sys.argv) > 1 else "ready"
+    url = f"http://127.0.0.1:{os.environ.get('UNDERSTUDY_PORT') or 8000}/health/{probe}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=2):

@@ -31,8 +31,10 @@ WRONG = 2
 _SECTIONS = re.compile(r"\n\s*(Args|Returns|Raises|Source|Yields):")
 _SUMMARIES: Final = {
     "refresh": "Make a new version of a student from a recipe and publish it.",
+    "certify": "Certify the exits of a published version on a further backend or precision.",
     "import": "Wrap an existing model as a bundle, without training.",
     "evaluate": "Measure a student: quality, quality per exit, speed.",
+    "loadtest": "Send a scenario's load to a server and hold the answers against its service level.",
 }
 
 
@@ -94,11 +96,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-models = typer.Typer(name="models", help="Look at the students of a store, check them, and move aliases.")
+models = typer.Typer(name="models", help="Look at the students of a store, check them, move aliases, and clear up.")
 app.add_typer(models)
+keys = typer.Typer(name="keys", help="API keys for the service.")
+app.add_typer(keys)
 
 StoreOption = Annotated[Path, typer.Option("--store", envvar="UNDERSTUDY_STORE", help="The store's directory.")]
 Reference = Annotated[str, typer.Argument(help="NAME (its production alias), NAME@ALIAS or NAME@VERSION.")]
+NewSpaceOption = Annotated[bool, typer.Option("--allow-new-space", help="Let it move to another embedding space.")]
 DEFAULT_STORE: Final = Path("models/store")
 
 
@@ -160,15 +165,64 @@ def alias_model(
     alias: Annotated[str, typer.Argument(help="The alias to make or to move; not a number.")],
     store: StoreOption = DEFAULT_STORE,
     weight: Annotated[float | None, typer.Option(help="Share of traffic, 0 to 1; left out: as it was.")] = None,
-    allow_new_space: Annotated[
-        bool, typer.Option("--allow-new-space", help="Let it move to another embedding space.")
-    ] = False,
+    allow_new_space: NewSpaceOption = False,
 ) -> None:
     """Point an alias at a version; a running service follows by itself."""
     opened = _existing(store)
     resolved = opened.resolve(reference)
     opened.set_alias(resolved.name, alias, resolved.version, weight=weight, allow_new_space=allow_new_space)
     typer.echo(f"{resolved.name}@{alias} -> version {resolved.version}")
+
+
+@models.command("promote")
+def promote_model(
+    name: Annotated[str, typer.Argument(help="The student.")],
+    store: StoreOption = DEFAULT_STORE,
+    source: Annotated[str, typer.Option("--from", help="The alias whose version goes into production.")] = "canary",
+    allow_new_space: NewSpaceOption = False,
+) -> None:
+    """Point production at the version that another alias points at."""
+    opened = _existing(store)
+    version = opened.resolve(f"{name}@{source}").version
+    opened.set_alias(name, DEFAULT_ALIAS, version, allow_new_space=allow_new_space)
+    typer.echo(f"{name}@{DEFAULT_ALIAS} -> version {version}")
+
+
+@models.command("rollback")
+def roll_back_model(
+    name: Annotated[str, typer.Argument(help="The student.")],
+    store: StoreOption = DEFAULT_STORE,
+    alias: Annotated[str, typer.Option(help="The alias to move back.")] = DEFAULT_ALIAS,
+    allow_new_space: NewSpaceOption = False,
+) -> None:
+    """Point an alias at the version before; a second time, at the one before that."""
+    version = _existing(store).roll_back(name, alias, allow_new_space=allow_new_space)
+    typer.echo(f"{name}@{alias} -> version {version}")
+
+
+@models.command("gc")
+def collect_models(
+    names: Annotated[list[str] | None, typer.Argument(help="The students; all if left out.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay in any case.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+) -> None:
+    """Delete the versions that no alias points at or would roll back to, but for the newest."""
+    opened = _existing(store)
+    for name in names or opened.students():
+        for version in opened.collect(name, keep=keep, dry_run=dry_run):
+            typer.echo(f"{name}@{version} {'would be deleted' if dry_run else 'deleted'}")
+
+
+@keys.command("new")
+def new_api_key(name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, . _ -")]) -> None:
+    """Make a fresh random key: it is told once, here; the file of keys holds its digest (docs/keys.md)."""
+    # subtle: brings the service's libraries along, which the other verbs here do not need
+    from service.api.keys import new_entry
+
+    key, entry = new_entry(name)
+    typer.echo(f"key (told this once): {key}", err=True)
+    typer.echo(entry)
 
 
 def main() -> None:

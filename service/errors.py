@@ -7,15 +7,16 @@ ServiceError                              BundleError (start-up and offline; nev
 │  ├─ Forbidden           403             ├─ FileTooLarge      a file is over the size bound
 │  ├─ UnknownModel        404             ├─ DigestMismatch    a file's bytes are not the published ones
 │  ├─ BodyTimeout         408             ├─ GraphMismatch     a graph's tensors are not the manifest's
-│  ├─ TooLarge            413             ├─ GoldenMismatch    a backend does not reproduce the goldens
-│  └─ InvalidInput        422             └─ MemoryFull        the loaded students would exceed the limit
-├─ Unavailable      the caller may retry  StoreError (start-up and offline; never over HTTP)
-│  ├─ Overloaded          429             ├─ UnknownVersion    no such student, version or alias
-│  │  └─ QuotaExceeded    429             ├─ AliasInvalid      an alias name or file breaks its rules
-│  ├─ NotReady            503             ├─ SpaceMismatch     an alias would move between embedding spaces
-│  ├─ Draining            503             └─ PublishFailed     nothing was published; the store is as it was
-│  └─ DeadlineExceeded    504             SettingsInvalid (start-up)
-└─ RunFailed              500 (ours)      └─ BackendUnavailable  a backend asked for by name is not usable
+│  ├─ Conflict            409             ├─ GoldenMismatch    a backend does not reproduce the goldens
+│  ├─ TooLarge            413             └─ MemoryFull        the loaded students would exceed the limit
+│  └─ InvalidInput        422             StoreError (start-up and offline; never over HTTP)
+├─ Unavailable      the caller may retry  ├─ UnknownVersion    no such student, version or alias
+│  ├─ Overloaded          429             ├─ AliasInvalid      an alias name or file breaks its rules
+│  │  └─ QuotaExceeded    429             ├─ SpaceMismatch     an alias would move between embedding spaces
+│  ├─ NotReady            503             └─ PublishFailed     nothing was published; the store is as it was
+│  ├─ Draining            503             SettingsInvalid (start-up)
+│  └─ DeadlineExceeded    504             └─ BackendUnavailable  a backend asked for by name is not usable
+└─ RunFailed              500 (ours)
 """
 
 from dataclasses import dataclass
@@ -76,6 +77,12 @@ class BodyTimeout(CallerError):
     """The body did not come in time."""
 
     status, code, title = 408, "body_timeout", "Request timeout"
+
+
+class Conflict(CallerError):
+    """What is there stands in the way of what was asked (the admin routes alone)."""
+
+    status, code, title = 409, "conflict", "Conflict"
 
 
 class TooLarge(CallerError):

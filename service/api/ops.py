@@ -26,6 +26,7 @@ def add_ops_routes(app: FastAPI) -> None:
     unready: Responses = {503: problem_documentation(503)}
     _add(app, "/v1/models", list_models, "The students in service", {200: models})
     _add(app, "/v1/models/{name}", show_model, "One student in service", {200: model, **unknown}, path=("name",))
+    _add(app, "/health/startup", startup, "Whether loading is over; wait if not", unready)
     _add(app, "/health/live", live, "Whether the process works; restart it if not", unready)
     _add(app, "/health/ready", ready, "Whether requests will be answered; send none if not", unready)
     _add(app, "/metrics", metrics, "Prometheus text format", {200: {"content": {CONTENT_TYPE: {}}}})
@@ -79,11 +80,33 @@ async def show_model(request: Request) -> Response:
     return _json(family_document(family))
 
 
+async def startup(request: Request) -> Response:
+    """200 once every student in the store has been loaded or refused; those that were refused are named."""
+    service = _service(request)
+    students = service.students
+    if not students.looked:
+        store = f"; the store cannot be read: {students.unreadable}" if students.unreadable else ""
+        return problem_response(NotReady(f"students are being loaded{store}"))
+    refused = {
+        name: [{"version": one.version, "error": one.error} for one in family.refused]
+        for name, family in sorted(students.families.items())
+        if family.refused
+    }
+    return _json({"status": "started", "served": students.served(), "refused": refused})
+
+
 async def live(request: Request) -> Response:
-    """200 while this process can do its work."""
-    if not _service(request).live:
-        return problem_response(NotReady("a part of this process has died; its log says which"))
+    """200 while this process can do its work: the loop answers, its parts are alive, its slots make progress."""
+    service = _service(request)
+    if not service.live:
+        return problem_response(NotReady(_why_dead(service)))
     return _json({"status": "live"})
+
+
+def _why_dead(service: Service) -> str:
+    if service.stalled:
+        return "a slot has been silent for far longer than a run takes"
+    return "a part of this process has died; its log says which"
 
 
 async def ready(request: Request) -> Response:
@@ -100,7 +123,9 @@ def _why_not(service: Service, waiting: dict[str, str]) -> str:
     if service.draining:
         return "the service is stopping"
     if not service.live:
-        return "a part of this process has died; its log says which"
+        return _why_dead(service)
+    if service.sick:
+        return f"graphs that fail whatever they are given: {', '.join(service.sick)}"
     return "not every required student is in service" if waiting else "no student is in service yet"
 
 

@@ -12,6 +12,7 @@ from service.errors import AliasInvalid
 ALIASES = "aliases.json"
 DEFAULT_ALIAS = "production"
 MAX_ALIASES_BYTES = 2**20
+MAX_PREVIOUS = 16
 
 
 class _Part(BaseModel):
@@ -19,10 +20,28 @@ class _Part(BaseModel):
 
 
 class AliasEntry(_Part):
-    """What an alias points at. `weight` is the share of the student's unaliased traffic it may take, or None."""
+    """What an alias points at.
+
+    Attributes:
+        version: it.
+        weight: the share of the student's unaliased traffic it may take, or None.
+        previous: the versions before, the last one first, for rolling back.
+    """
 
     version: Annotated[int, Field(ge=1)]
     weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    previous: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(max_length=MAX_PREVIOUS)] = ()
+
+    def moved(self, version: int) -> "AliasEntry":
+        """The same alias at another version; the one it leaves becomes the first of `previous`.
+
+        >>> AliasEntry(version=2, previous=(1,)).moved(3).previous
+        (2, 1)
+        """
+        if version == self.version:
+            return self
+        previous = tuple(one for one in (self.version, *self.previous) if one != version)
+        return self.model_copy(update={"version": version, "previous": previous[:MAX_PREVIOUS]})
 
 
 class AliasFile(_Part):
@@ -43,9 +62,11 @@ class AliasFile(_Part):
 
     def pointed(self, alias: str, version: int, *, weight: float | None) -> "AliasFile":
         """These aliases with `alias` at `version`; a `weight` of None keeps the weight that the alias has."""
-        before = self.aliases.get(alias)
-        kept = before.weight if before is not None and weight is None else weight
-        entry = AliasEntry(version=version, weight=kept)
+        entry = self.aliases.get(alias, AliasEntry(version=version)).moved(version)
+        return self.changed(alias, entry if weight is None else entry.model_copy(update={"weight": weight}))
+
+    def changed(self, alias: str, entry: AliasEntry) -> "AliasFile":
+        """These aliases with another entry for `alias`."""
         return self.model_copy(update={"aliases": {**self.aliases, alias: entry}})
 
 
@@ -73,8 +94,8 @@ def parse_aliases(raw: bytes, *, student: str) -> AliasFile:
 
 
 def dump_aliases(aliases: AliasFile) -> bytes:
-    """The file's bytes: indented UTF-8 JSON with a final newline; a weight that is None is left out."""
-    entries = {alias: entry.model_dump(exclude_none=True) for alias, entry in sorted(aliases.aliases.items())}
+    """The file's bytes: indented UTF-8 JSON with a final newline; what has its default is left out of entries."""
+    entries = {alias: entry.model_dump(exclude_defaults=True) for alias, entry in sorted(aliases.aliases.items())}
     document = {"schema": aliases.schema_version, "aliases": entries, "rules": aliases.rules}
     return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 

@@ -9,8 +9,6 @@ Writers take an advisory lock on ROOT/NAME; readers need none, since every chang
 
 import contextlib
 import errno
-import fcntl
-import os
 import re
 import secrets
 import shutil
@@ -40,6 +38,7 @@ from service.store.aliases import (
     parse_aliases,
 )
 from service.store.disk import Disk
+from service.store.lock import locked
 
 STAGING = ".staging-"
 VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -177,15 +176,81 @@ class Store:
         if weight is not None and not 0 <= weight <= 1:
             raise AliasInvalid(f"{name}@{alias}: weight {weight} is not between 0 and 1")
         bundle = self.open(name, version)
+        with self._moving(name, alias) as folder:
+            if not allow_new_space:
+                self._check_space(name, alias, bundle.manifest)
+            self._replace_aliases(folder, self.aliases(name).pointed(alias, version, weight=weight))
+
+    def roll_back(self, name: str, alias: str = DEFAULT_ALIAS, *, allow_new_space: bool = False) -> int:
+        """Point an alias at the version before, which is verified first; the one it leaves is forgotten.
+
+        Returns: the version it points at now.
+        Raises:
+            UnknownVersion: no such student or alias, no version before is known, or it is no longer in the store.
+            BundleError: the version before is broken.
+            AliasInvalid, SpaceMismatch, StoreError: as for `set_alias`.
+        """
+        before = self.resolve(f"{name}@{alias}").version
+        entry = self.aliases(name).aliases[alias]
+        if not entry.previous:
+            raise UnknownVersion(f"{name}@{alias}: no version before {before} is known")
+        version, *older = entry.previous
+        bundle = self.open(name, version)
+        with self._moving(name, alias) as folder:
+            aliases = self.aliases(name)
+            if aliases.aliases.get(alias) != entry:
+                raise StoreError(f"{name}@{alias}: not rolled back: somebody else has just moved it")
+            if not allow_new_space:
+                self._check_space(name, alias, bundle.manifest)
+            back = entry.model_copy(update={"version": version, "previous": tuple(older)})
+            self._replace_aliases(folder, aliases.changed(alias, back))
+        return version
+
+    def collect(self, name: str, *, keep: int, dry_run: bool = False) -> list[int]:
+        """Delete versions that nobody needs.
+
+        Kept are those that an alias points at, the one that each would roll back to, and the `keep` newest; the
+        newest of all stays in any case, so that its number is not used again.
+
+        Returns: the versions that were deleted, or would be.
+        Raises:
+            UnknownVersion: no such student.
+            AliasInvalid: its alias file is broken.
+            StoreError: the disk refused; what was deleted before that is gone.
+        """
+        if not self.versions(name):
+            raise UnknownVersion(f"no student {name!r} in {self.root}")
+        if dry_run:
+            return self._unneeded(name, keep)
         try:
             with self._changing(name) as folder:
-                if not allow_new_space:
-                    self._check_space(name, alias, bundle.manifest)
-                prepared = self._prepared(folder, self.aliases(name).pointed(alias, version, weight=weight))
-                self._disk.rename(prepared, folder / ALIASES)
+                unneeded = self._unneeded(name, keep)
+                for version in unneeded:
+                    # out of sight at once, whole; its files go when the lock does
+                    self._disk.rename(folder / str(version), folder / f"{STAGING}{secrets.token_hex(8)}")
                 self._disk.sync_directory(folder)
         except OSError as error:
+            raise StoreError(f"{name}: versions were not deleted: {_reason(error)}") from error
+        return unneeded
+
+    def _unneeded(self, name: str, keep: int) -> list[int]:
+        versions = self.versions(name)
+        entries = self.aliases(name).aliases.values()
+        needed = {version for entry in entries for version in (entry.version, *entry.previous[:1])}
+        return [version for version in versions[: -max(keep, 1)] if version not in needed]
+
+    @contextlib.contextmanager
+    def _moving(self, name: str, alias: str) -> Iterator[Path]:
+        """The student's directory, locked. Raises: StoreError: the disk refused a step of what is done with it."""
+        try:
+            with self._changing(name) as folder:
+                yield folder
+        except OSError as error:
             raise StoreError(f"{name}@{alias}: not moved: {_reason(error)}") from error
+
+    def _replace_aliases(self, folder: Path, aliases: AliasFile) -> None:
+        self._disk.rename(self._prepared(folder, aliases), folder / ALIASES)
+        self._disk.sync_directory(folder)
 
     def _is_student(self, name: str) -> bool:
         """Whether a directory is to be listed; one that cannot be read is, so that it hides no other."""
@@ -221,7 +286,7 @@ class Store:
         A directory that this call made and that stays empty is taken away again.
         """
         folder = self.root / name
-        with _locked(folder) as made:
+        with locked(folder) as made:
             try:
                 _remove_leftovers(folder)
                 yield folder
@@ -315,47 +380,6 @@ def _entries(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold an exclusive lock on a directory, waiting for it; yields whether this call made the directory."""
-    made, opened = False, None
-    while opened is None:
-        made = _made(folder) or made
-        opened = _lock(folder)
-    try:
-        yield made
-    finally:
-        os.close(opened)
-
-
-def _made(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _lock(folder: Path) -> int | None:
-    """The locked descriptor of a directory; None where it went away before the lock was ours."""
-    try:
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        # subtle: who held the lock before may have taken an empty directory away while we waited
-        if os.path.samestat(os.fstat(opened), folder.stat()):
-            return opened
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        os.close(opened)
-        raise
-    os.close(opened)
-    return None
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -36,7 +36,8 @@ def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
 
 def test_stopping_leaves_time_to_drain(compose: dict[str, Any]) -> None:
     service = compose["services"]["understudy"]
-    drain_s = float(service["environment"]["UNDERSTUDY_DRAIN_TIMEOUT_S"])
+    environment = service["environment"]
+    drain_s = float(environment["UNDERSTUDY_DRAIN_DELAY_S"]) + float(environment["UNDERSTUDY_DRAIN_TIMEOUT_S"])
     assert float(service["stop_grace_period"].removesuffix("s")) > drain_s + 2
 
 
@@ -98,8 +99,21 @@ def test_they_run_as_nobody_in_particular() -> None:
     assert "HEALTHCHECK" in stage("online")
 
 
-def test_the_health_check_fails_where_nothing_listens(unused_port: str) -> None:
-    check = [sys.executable, str(DOCKER / "healthcheck.py")]
+def test_the_health_check_asks_for_readiness(compose: dict[str, Any]) -> None:
+    command = compose["services"]["understudy"]["healthcheck"]["test"]
+    assert command == ["CMD", "python", "/opt/understudy/healthcheck.py", "ready"]
+    assert f"COPY docker/healthcheck.py {command[2]}" in stage("online")
+
+
+def test_what_the_service_writes_has_a_place(compose: dict[str, Any]) -> None:
+    found = re.search(r"UNDERSTUDY_CACHE_DIR=(\S+)", stage("online"))
+    assert found is not None
+    assert any(found[1].startswith(f"{folder}/") for folder in compose["services"]["understudy"]["tmpfs"])
+
+
+@pytest.mark.parametrize("probe", [(), ("live",)])
+def test_the_health_check_fails_where_nothing_listens(unused_port: str, probe: tuple[str, ...]) -> None:
+    check = [sys.executable, str(DOCKER / "healthcheck.py"), *probe]
     done = subprocess.run(check, env={"UNDERSTUDY_PORT": unused_port}, timeout=30, check=False)
     assert done.returncode == 1
 

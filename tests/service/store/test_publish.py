@@ -92,7 +92,7 @@ def test_publishes_the_next_version_and_moves_only_its_alias(store_dir: Path, st
     store.set_alias("toy", "canary", 1, weight=0.05)
     assert store.publish(staged, name="toy", alias="canary") == 2
     assert store.resolve("toy").version == 1
-    assert store.aliases("toy").aliases["canary"] == AliasEntry(version=2, weight=0.05)
+    assert store.aliases("toy").aliases["canary"] == AliasEntry(version=2, weight=0.05, previous=(1,))
 
 
 def test_publishes_without_an_alias(store_dir: Path, staged: Path) -> None:

@@ -145,6 +145,8 @@ def test_a_student_without_an_alias_file_has_no_production(store: Store) -> None
         ({"schema": 1, "aliases": {"a": {"version": 0}}}, "/aliases/a/version"),
         ({"schema": 1, "aliases": {"a": {"version": "1"}}}, "/aliases/a/version"),
         ({"schema": 1, "aliases": {"a": {"version": 1, "weight": 1.5}}}, "/aliases/a/weight"),
+        ({"schema": 1, "aliases": {"a": {"version": 1, "previous": [0]}}}, "/aliases/a/previous/0"),
+        ({"schema": 1, "aliases": {"a": {"version": 1, "previous": [2] * 17}}}, "/aliases/a/previous"),
         ({"schema": 1, "aliases": {"a": {"version": 1, "colour": 1}}}, "/aliases/a/colour"),
         ({"schema": 1, "alias": {}}, "/alias"),
         ('{"aliases": {"a": {"version": 1}, "a": {"version": 2}}}', "'a' occurs twice"),
@@ -165,12 +167,12 @@ def test_an_alias_file_that_is_a_directory(store: Store) -> None:
 
 
 def test_an_alias_file_is_dumped_as_it_is_read() -> None:
-    entries = {"production": AliasEntry(version=3), "canary": AliasEntry(version=4, weight=0.05)}
+    entries = {"production": AliasEntry(version=3, previous=(2, 1)), "canary": AliasEntry(version=4, weight=0.05)}
     aliases = AliasFile(aliases=entries, rules={"promote": {"after_s": None}})
     assert parse_aliases(dump_aliases(aliases), student="toy") == aliases
     assert json.loads(dump_aliases(aliases)) == {
         "schema": 1,
-        "aliases": {"canary": {"version": 4, "weight": 0.05}, "production": {"version": 3}},
+        "aliases": {"canary": {"version": 4, "weight": 0.05}, "production": {"version": 3, "previous": [2, 1]}},
         "rules": {"promote": {"after_s": None}},
     }
 
@@ -207,7 +209,7 @@ def test_moves_an_alias_and_keeps_the_rest(store: Store, build_bundle: BuildBund
     assert store.resolve("toy@canary").version == 2
     assert store.aliases("toy").aliases == {
         "production": AliasEntry(version=1),
-        "canary": AliasEntry(version=2, weight=0.05),
+        "canary": AliasEntry(version=2, weight=0.05, previous=(1,)),
     }
     assert store.aliases("toy").rules == rules
     assert names(store.root / "toy") == ["1", "2", "aliases.json"]
