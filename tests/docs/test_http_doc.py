@@ -9,12 +9,13 @@ import pytest
 
 from service import errors
 from service.api.app import create_app
-from service.api.schemas import ClassifyAnswer, ClassifyBody, EmbedBody, Problem
+from service.api.schemas import ClassifyAnswer, ClassifyBody, EmbedBody, Problem, RankAnswer, RankBody
 from service.errors import BundleError, ServiceError
 from service.metrics import Metrics
 from service.settings import Settings, load_settings
 
-TEXT = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "http.md").read_text()
 
 
 def _below(base: type[Exception]) -> set[str]:
@@ -35,10 +36,11 @@ def test_every_series() -> None:
 
 def test_every_route(tmp_path: Path) -> None:
     paths = create_app(load_settings(store=tmp_path)).openapi()["paths"]
-    assert not {path for path in paths if path not in TEXT}
+    pages = "".join((DOCS / page).read_text() for page in ("http.md", "surfaces.md", "operations.md"))
+    assert not {path for path in paths if path not in pages}
 
 
-@pytest.mark.parametrize("field", sorted({*ClassifyBody.model_fields, *EmbedBody.model_fields}))
+@pytest.mark.parametrize("field", sorted({*ClassifyBody.model_fields, *EmbedBody.model_fields, *RankBody.model_fields}))
 def test_every_field(field: str) -> None:
     assert re.search(rf"^\| `{field}`", TEXT, re.MULTILINE)
 
@@ -50,7 +52,8 @@ def test_the_settings_it_names_are_settings() -> None:
 
 def test_the_json_in_it_has_the_documented_shape() -> None:
     documents: list[dict[str, Any]] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)]
-    answer, error, unready = documents
+    answer, ranking, error, unready = documents
     ClassifyAnswer.model_validate(answer)
+    RankAnswer.model_validate(ranking)
     Problem.model_validate(error)
     Problem.model_validate({name: value for name, value in unready.items() if name not in ("served", "waiting_for")})

@@ -1,6 +1,7 @@
 """The real server in a process of its own, on a toy store, with its log as the test's clock."""
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
@@ -103,3 +104,35 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory, build_bundle: Callab
 def client(shared_server: Server) -> Iterator[httpx.Client]:
     with shared_server.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def start_server() -> StartServer:
+    """`start_server(*options, **environment)`: a server on a store of the test's; a context manager."""
+    return Server
+
+
+# each client's tests use up the quota of a key of their own
+LIMITED = ("openai", "cohere", "huggingface", "llama-index", "triton")
+
+
+@pytest.fixture(scope="session")
+def spoken_server(tmp_path_factory: pytest.TempPathFactory, build_bundle: Callable[..., Path]) -> Iterator[Server]:
+    """One ready server for the clients of other protocols: `toy`, `toy-embed`, `judge` (rank), and keys.
+
+    The key `open sesame` may do anything; of `LIMITED` each may ask for one item a minute.
+    """
+    folder = tmp_path_factory.mktemp("spoken")
+    for name, task, pairs in (("toy", "classify", "none"), ("toy-embed", "embed", "none"), ("judge", "rank", "joint")):
+        build_bundle(folder / "store" / name / "1", name=name, task=task, pairs=pairs)
+        aliases = {"schema": 1, "aliases": {"production": {"version": 1}}}
+        (folder / "store" / name / "aliases.json").write_text(json.dumps(aliases))
+    limited = [{"name": name, "sha256": _digest(name), "items_per_minute": 1} for name in LIMITED]
+    keys = {"schema": 1, "keys": [{"name": "all", "sha256": _digest("open sesame")}, *limited]}
+    (folder / "keys.json").write_text(json.dumps(keys))
+    with Server("--store", str(folder / "store"), UNDERSTUDY_API_KEYS=str(folder / "keys.json")) as server:
+        yield server.ready()
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -85,7 +85,7 @@ class TestBadInput:
         assert client.get("/health/live").status_code == 200
 
     def test_too_many_inputs(self, client: httpx.Client) -> None:
-        _said(client, 413, "too_large", json={"inputs": ["x"] * 2049})
+        _said(client, 413, "too_large", json={"inputs": ["x"] * 4097})
 
     def test_a_deadline_that_cannot_be_met(self, client: httpx.Client) -> None:
         _said(client, 504, "deadline_exceeded", json={"inputs": ["x"] * 512, "deadline_ms": 0.01})

@@ -1,6 +1,7 @@
 """The life of a server: start, follow the store, refuse what is broken, stop without losing a request."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -135,6 +136,47 @@ def test_what_cannot_finish_in_time_is_told_so(serve: Any) -> None:
         server.signal()
         assert {each.result(PATIENCE_S).status_code for each in asking} <= {200, 503}
     assert server.end() == 0
+
+
+def _told_after(server: Any, sent: bytes) -> bytes:
+    """What the server says, up to its closing the connection, to a client that sends so much and then nothing."""
+    host, port = server.url.removeprefix("http://").rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as raw:
+        raw.sendall(sent)
+        return b"".join(iter(lambda: raw.recv(4096), b""))
+
+
+def test_a_half_sent_body_times_out_and_nobody_else_notices(serve: Any) -> None:
+    server = serve("--body-timeout-s", "0.3").ready()
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    for sent in (head, head + b'{"inputs": '):
+        answer = _told_after(server, sent)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in answer
+        assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["code"] == "body_timeout"
+    with server.client() as client:
+        assert _version(client) == 1
+
+
+def test_a_client_that_wants_no_more_has_its_connection_closed(serve: Any) -> None:
+    body = b'{"inputs": "this film is great"}'
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+    answer = _told_after(serve().ready(), head + body)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nconnection: close\r\n" in answer
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["results"][0]["label"] == "positive"
+
+
+def test_requests_sent_one_upon_the_other_are_answered_in_order(serve: Any) -> None:
+    bodies = [b'{"inputs": "%s"}' % text for text in (b"this film is great", b"it was awful", b"good", b"bad bad")]
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\nx-request-id: r%d\r\n%bcontent-length: %d\r\n\r\n%b"
+    last = len(bodies) - 1
+    sent = [
+        head % (at, b"connection: close\r\n" if at == last else b"", len(body), body) for at, body in enumerate(bodies)
+    ]
+    answer = _told_after(serve().ready(), b"".join(sent))
+    assert re.findall(rb"x-request-id: (\w+)", answer) == [b"r0", b"r1", b"r2", b"r3"]
+    assert re.findall(rb'"label":"(\w+)"', answer) == [b"positive", b"negative", b"positive", b"negative"]
 
 
 def test_a_port_in_use_is_one_line(serve: Any, store_dir: Path) -> None:
