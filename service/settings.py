@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.errors import SettingsInvalid
 
 PREFIX = "UNDERSTUDY_"
+MIN_KEY_CHARACTERS = 16
 NOT_SETTINGS = frozenset({"UNDERSTUDY_DATA"})
 
 
@@ -36,6 +37,30 @@ def cpu_quota(*, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
             for mount in ("cpu", "cpu,cpuacct"):
                 cores += [c for folder in _upwards(root / mount, path) if (c := _share(_quota_v1(folder)))]
     return min(cores)
+
+
+def memory_quota(*, root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes this process may use: the smallest of its cgroup's memory limits; None where there is none.
+
+    Args:
+        root, own: as for `cpu_quota`; version 2, or version 1 with `memory`.
+    """
+    limits: list[int] = []
+    for line in _text(own).splitlines():
+        _, _, tail = line.partition(":")
+        controllers, _, path = tail.partition(":")
+        if controllers == "":
+            limits += [int(text) for folder in _upwards(root, path) if (text := _limit(folder / "memory.max"))]
+        elif "memory" in controllers.split(","):
+            folders = _upwards(root / "memory", path)
+            limits += [int(text) for folder in folders if (text := _limit(folder / "memory.limit_in_bytes"))]
+    # subtle: version 1 writes "no limit" as the largest number of whole pages
+    return min((limit for limit in limits if limit < 1 << 60), default=None)
+
+
+def _limit(file: Path) -> str:
+    text = _text(file).strip()
+    return text if text.isdecimal() else ""
 
 
 def _upwards(mount: Path, path: str) -> list[Path]:
@@ -83,8 +108,8 @@ class Settings(BaseSettings):
     backend: Annotated[
         Literal["auto", "onnxruntime", "openvino", "cuda"],
         Field(
-            description="What runs the graphs. `auto` starts with `onnxruntime`, measures what else is installed and takes "
-            "the fastest for each student; one asked for by name and not usable is an error."
+            description="What runs the graphs. `auto` starts with `onnxruntime`, measures what else is installed and "
+            "takes the fastest for each student; one asked for by name and not usable is an error."
         ),
     ] = "auto"
     precision: Annotated[
@@ -118,8 +143,8 @@ class Settings(BaseSettings):
         Field(
             ge=16,
             le=1 << 24,
-            description="Megabytes that the loaded students may take together; one that would go beyond is refused, those "
-            "in service stay.",
+            description="Megabytes that the loaded students may take together; one that would go beyond is refused, "
+            "those in service stay.",
             json_schema_extra={"default_words": "the container's memory limit"},
         ),
     ] = None
@@ -138,6 +163,13 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, le=1000, description="Milliseconds that a free slot waits for a batch to fill; 0: it never waits."),
     ] = 0.0
+    rebatch: Annotated[
+        bool,
+        Field(
+            description="Whether survivors of a stage may be run together with survivors of other batches, where the "
+            "cost model says that it pays."
+        ),
+    ] = True
     passage_cache_mb: Annotated[
         int, Field(ge=0, le=1 << 20, description="Megabytes of passage embeddings that rank keeps; 0 keeps none.")
     ] = 64
@@ -147,7 +179,7 @@ class Settings(BaseSettings):
             ge=1, le=1 << 20, description="Items of one student waiting, at most; what comes on top is answered 429."
         ),
     ] = 8192
-    max_items: Annotated[int, Field(ge=1, le=1 << 20, description="Items in one request, at most (else 413).")] = 2048
+    max_items: Annotated[int, Field(ge=1, le=1 << 20, description="Items in one request, at most (else 413).")] = 4096
     max_body_bytes: Annotated[
         int, Field(ge=1024, le=1 << 30, description="Bytes of a request's body, at most (else 413).")
     ] = 8 << 20
@@ -166,7 +198,7 @@ class Settings(BaseSettings):
     ] = None
     admin_key: Annotated[
         SecretStr | None,
-        Field(min_length=16, description="Key of `/admin`; unset: `/admin` is off."),
+        Field(min_length=MIN_KEY_CHARACTERS, description="Key of `/admin`; unset: `/admin` is off."),
     ] = None
     cors_origins: Annotated[
         tuple[str, ...],
@@ -199,8 +231,8 @@ class Settings(BaseSettings):
         Field(
             ge=0,
             le=3600,
-            description="Seconds between saying not ready and refusing requests when the service stops, for balancers to "
-            "notice.",
+            description="Seconds between saying not ready and refusing requests when the service stops, for balancers "
+            "to notice.",
         ),
     ] = 0.0
     required: Annotated[
@@ -245,11 +277,21 @@ def load_settings(**options: Any) -> Settings:
         raise SettingsInvalid("; ".join(_told(problem) for problem in error.errors())) from error
 
 
+def shown(settings: Settings) -> dict[str, Any]:
+    """The settings in effect as JSON values; a secret is only `set`, or null."""
+    document: dict[str, Any] = settings.model_dump(mode="json")
+    secrets = [name for name in document if isinstance(getattr(settings, name), SecretStr)]
+    return document | dict.fromkeys(secrets, "set")
+
+
 def _told(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
         return message
     name = str(problem["loc"][0])
+    field = Settings.model_fields.get(name)
+    if field is not None and field.annotation == SecretStr | None:
+        return f"{name} ({PREFIX}{name.upper()}): must be a text of at least {MIN_KEY_CHARACTERS} characters"
     return f"{name} ({PREFIX}{name.upper()}) = {problem['input']!r}: {message}"
 
 
@@ -275,16 +317,20 @@ def settings_table() -> str:
 
 
 def _default_of(value: object) -> str:
-    return "unset" if value is None else f"`{value}`"
+    return "unset" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
     one = next((kind for kind in schema.get("anyOf", ()) if kind.get("type") != "null"), schema)
     if "enum" in one:
         return " ∣ ".join(f"`{value}`" for value in one["enum"])
-    kind = {"integer": "integer", "number": "number", "array": "names", "string": one.get("format", "text")}[
-        one["type"]
-    ]
+    kind = {
+        "boolean": "`true` ∣ `false`",
+        "integer": "integer",
+        "number": "number",
+        "array": "names",
+        "string": one.get("format", "text"),
+    }[one["type"]]
     low = one.get("minimum", one.get("exclusiveMinimum"))
     if low is None:
         return str(kind)

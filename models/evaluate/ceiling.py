@@ -21,6 +21,7 @@ from models.errors import DataInvalid
 from models.evaluate.opening import one_line_errors, open_bundle
 from service.runtime.encode import Text, pad
 from service.runtime.heads import ExitPolicy, ExitSetting
+from service.runtime.memory import keep_freed
 from service.runtime.student import Student, batches_by_length
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -93,6 +94,7 @@ def command(
 ) -> None:
     """Run perfect batches in this process, for as many seconds as each line of standard input says."""
     with one_line_errors():
+        keep_freed()
         texts = [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
         loaded = Student(open_bundle(student, store=store), backend=backend, precision=precision)
         ceiling, size = fastest(loaded, texts, loaded.policy(exit_setting(exits)), seconds=try_s)

@@ -18,7 +18,7 @@ from service.api.schemas import ClassifyBody, EmbedBody
 from service.api.students import Family
 from service.errors import FieldProblem, RunFailed, ServiceError
 from service.runtime.encode import Encoded
-from service.runtime.heads import ExitPolicy, embedding_answer, label_answer
+from service.runtime.heads import ExitPolicy, binary_embedding, embedding_answer, int8_embedding, label_answer
 from service.runtime.student import Outcome
 
 
@@ -48,22 +48,26 @@ def results(served: Served, body: ClassifyBody | EmbedBody, items: Sequence[Answ
 
 
 def _result(served: Served, body: ClassifyBody | EmbedBody, place: int, item: Answered) -> dict[str, Any]:
+    end = item.end
     try:
-        if isinstance(item.end, ServiceError):
-            raise _located(place, item.end)
-        return _answer(served, body, item.end) | _taken(served, item.end) | _truncated(item.encoded)
+        if isinstance(end, ServiceError):
+            raise _located(place, end)
+        document = _embed(body, end) if isinstance(body, EmbedBody) else _classify(served, body, end)
     except ServiceError as error:
         if body.on_error == "fail":
             raise
         return {"error": problem(error)}
-
-
-def _answer(served: Served, body: ClassifyBody | EmbedBody, outcome: Outcome) -> dict[str, Any]:
-    return _embed(body, outcome) if isinstance(body, EmbedBody) else _classify(served, body, outcome)
+    leave = served.student.manifest.exits[end.exit_index]
+    document["exit"], document["depth"] = leave.id, leave.depth
+    if item.encoded is not None and item.encoded.truncated:
+        document["truncated"] = {"kept": item.encoded.kept, "dropped": item.encoded.dropped}
+    return document
 
 
 def _classify(served: Served, body: ClassifyBody, outcome: Outcome) -> dict[str, Any]:
-    manifest = served.manifest
+    manifest = served.student.manifest
+    if outcome.likeliest is not None and body.top_k is None:
+        return {"label": manifest.labels[outcome.likeliest], "score": outcome.probability}
     temperature = manifest.exits[outcome.exit_index].temperature
     answer = label_answer(outcome.raw, temperature=temperature, labels=manifest.labels, top_k=body.top_k or 0)
     document: dict[str, Any] = {"label": answer.label, "score": answer.score}
@@ -73,21 +77,15 @@ def _classify(served: Served, body: ClassifyBody, outcome: Outcome) -> dict[str,
 
 
 def _embed(body: EmbedBody, outcome: Outcome) -> dict[str, Any]:
-    vector = embedding_answer(outcome.raw, normalize=body.normalize)
+    normalize = body.normalize or body.encoding == "int8"
+    vector = embedding_answer(outcome.raw, dimensions=body.dimensions, normalize=normalize)
     if body.encoding == "base64":
         return {"embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")}
+    if body.encoding == "int8":
+        return {"embedding": int8_embedding(vector)}
+    if body.encoding == "binary":
+        return {"embedding": binary_embedding(vector)}
     return {"embedding": np.ascontiguousarray(vector)}
-
-
-def _taken(served: Served, outcome: Outcome) -> dict[str, Any]:
-    leave = served.manifest.exits[outcome.exit_index]
-    return {"exit": leave.id, "depth": leave.depth}
-
-
-def _truncated(encoded: Encoded | None) -> dict[str, Any]:
-    if encoded is None or not encoded.truncated:
-        return {}
-    return {"truncated": {"kept": encoded.kept, "dropped": encoded.dropped}}
 
 
 def envelope(
@@ -95,19 +93,30 @@ def envelope(
 ) -> bytes:
     """The whole answer as JSON."""
     space = {} if served.manifest.space_id is None else {"space_id": served.manifest.space_id}
-    document = {
+    tokens = sum(item.encoded.kept for item in items if item.encoded is not None)
+    return as_json(enveloped(served, policy, tokens, timing, written) | space)
+
+
+def enveloped(
+    served: Served, policy: ExitPolicy, tokens: int, timing: Timing, written: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The fields that every answer has."""
+    return {
         "model": served.name,
         "version": served.version,
-        **space,
         "results": written,
         "exit": {"risk_requested": policy.risk_requested, "risk_applied": policy.risk_applied},
-        "usage": {"tokens": sum(item.encoded.kept for item in items if item.encoded is not None)},
+        "usage": {"tokens": tokens},
         "timing_ms": {
             "queue": _milliseconds(timing.queue_s),
             "compute": _milliseconds(timing.compute_s),
             "total": _milliseconds(timing.total_s),
         },
     }
+
+
+def as_json(document: dict[str, Any]) -> bytes:
+    """The bytes to send; numpy arrays are lists of numbers."""
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

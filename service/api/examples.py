@@ -34,6 +34,9 @@ CLASSIFY_ANSWER: dict[str, Any] = {
 
 EMBED_REQUESTS: dict[str, Any] = {
     "one text": {"value": {"inputs": "a warm and funny film"}},
+    "its first dimensions, as whole numbers": {
+        "value": {"inputs": "a warm and funny film", "dimensions": 256, "encoding": "int8"}
+    },
     "several, as base64 of little-endian float32": {
         "value": {"inputs": ["a warm and funny film", "where is my card?"], "encoding": "base64"}
     },
@@ -44,6 +47,37 @@ EMBED_ANSWER: dict[str, Any] = {
     "version": 1,
     "space_id": "all-minilm-l6-v2",
     "results": [{"embedding": [0.0312, -0.0907, 0.0514], "exit": "full", "depth": 1.0}],
+    **_ENVELOPE,
+    "exit": {"risk_requested": None, "risk_applied": None},
+}
+
+RANK_REQUESTS: dict[str, Any] = {
+    "texts": {
+        "value": {
+            "model": "minilm",
+            "query": "how long does a transfer take?",
+            "passages": ["Transfers arrive within two days.", "The film was slow.", "Cards are sent by post."],
+            "top_k": 2,
+        }
+    },
+    "passages with ids, long ones in chunks, errors per passage": {
+        "value": {
+            "query": "how long does a transfer take?",
+            "passages": [{"id": "faq-7", "text": "Transfers arrive within two days."}, {"text": "The film was slow."}],
+            "return_text": True,
+            "truncate": "chunk",
+            "on_error": "item",
+        }
+    },
+}
+
+RANK_ANSWER: dict[str, Any] = {
+    "model": "minilm",
+    "version": 1,
+    "results": [
+        {"index": 0, "id": "faq-7", "score": 0.6912, "exit": "full", "depth": 1.0},
+        {"index": 1, "score": 0.0385, "exit": "full", "depth": 1.0},
+    ],
     **_ENVELOPE,
     "exit": {"risk_requested": None, "risk_applied": None},
 }
@@ -63,7 +97,10 @@ def _problem(status: int, code: str, title: str, detail: str, *errors: tuple[str
 
 PROBLEMS: dict[int, dict[str, Any]] = {
     400: _problem(400, "malformed", "Malformed request", "the body is not JSON: unexpected end of data"),
+    401: _problem(401, "unauthorized", "Unauthorized", "an API key is needed"),
+    403: _problem(403, "forbidden", "Forbidden", "this key may not ask for student 'intent'"),
     404: _problem(404, "unknown_model", "Unknown model", "no student is named 'intents'"),
+    408: _problem(408, "body_timeout", "Request timeout", "the body did not come in time"),
     413: _problem(413, "too_large", "Request too large", "the body is larger than 8388608 bytes"),
     422: _problem(
         422, "invalid_input", "Invalid input", "the request has wrong fields", ("/inputs/1", "must be a text")

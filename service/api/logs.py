@@ -1,7 +1,9 @@
 """Log lines: JSON objects or plain text, on standard error, never with a request's text in them."""
 
 import logging
+import math
 import time
+from collections.abc import Callable
 from logging import LogRecord
 from typing import Any, Literal
 
@@ -78,3 +80,26 @@ def log_config(*, level: str, style: Literal["json", "text"]) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "line"}},
         "loggers": {"understudy": ours, "service": ours, "uvicorn": servers, "asyncio": servers},
     }
+
+
+class Rationed:
+    """An event that may happen thousands of times a second: a line for the first, then one now and then with the count.
+
+    Owner: event loop.
+    """
+
+    def __init__(self, event: str, *, every_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._event = event
+        self._every_s = every_s
+        self._clock = clock
+        self._told: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def tell(self, level: int, **fields: Any) -> None:
+        """It happened; events with other fields are counted apart (their values come from configuration)."""
+        key, now = tuple(fields.values()), self._clock()
+        since, count = self._told.get(key, (-math.inf, 0))
+        if now - since < self._every_s:
+            self._told[key] = (since, count + 1)
+            return
+        self._told[key] = (now, 0)
+        log_event(level, self._event, **fields, times=count + 1)

@@ -39,11 +39,6 @@ def problem_response(error: ServiceError) -> Response:
     return Response(orjson.dumps(problem(error)), status_code=error.status, media_type=MEDIA_TYPE, headers=headers)
 
 
-def internal_error() -> Response:
-    """The answer when something broke that has no name; says nothing of what it was."""
-    return problem_response(ServiceError("The service failed on this request; its log says why."))
-
-
 def router_response(error: HTTPException) -> Response:
     """The answer to what the router refuses: an unknown path (404), a wrong method (405)."""
     status = HTTPStatus(error.status_code)

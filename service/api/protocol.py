@@ -24,9 +24,8 @@ _WORST_CHUNKING = 8
 class BoundedProtocol(HttpToolsProtocol):
     """One connection. Owner: event loop.
 
-    Invariant: while no answer of ours is awaited, a timer runs: keep-alive's between requests,
-    `header_timeout_s` from a
-    connection's start, or a request's first byte, to the end of its headers. More bytes do not set it back.
+    Invariant: while no answer of ours is awaited, a timer runs: keep-alive's between requests, `header_timeout_s` from
+    a connection's start, or a request's first byte, to the end of its headers. More bytes do not set it back.
     """
 
     header_timeout_s = 10.0

@@ -1,32 +1,38 @@
-"""The native inference routes: `/v1/classify`, `/v1/embed`, and the same two without a version.
+"""The native inference routes: `/v1/classify`, `/v1/embed`, `/v1/rank`, and the same without a version.
 
-The hot path reads and writes bodies itself and hands FastAPI a finished response; the OpenAPI documentation is
-declared beside it.
+They are direct routes: the conversation answers them before FastAPI's router is reached. FastAPI knows them for the
+documentation, and answers them by the same function where the app is mounted below a path of another.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from service.api import examples
 from service.api.answers import Timing, envelope, results
-from service.api.body import parse, read_body
-from service.api.conversation import cancelled_if_client_leaves, exchange_of
+from service.api.body import parse
+from service.api.call import Call, call_of
+from service.api.conversation import DirectRoute, Exchange, Reply, exchange_of
+from service.api.loading import Served
 from service.api.problems import MEDIA_TYPE
-from service.api.schemas import ClassifyAnswer, ClassifyBody, EmbedAnswer, EmbedBody, Problem
-from service.api.service import Service
+from service.api.ranking import rank, rank_answer
+from service.api.schemas import ClassifyAnswer, ClassifyBody, EmbedAnswer, EmbedBody, Problem, RankAnswer, RankBody
+from service.api.service import Inference, Service
+from service.api.wire import Header
 from service.bundle.manifest import Task
 from service.metrics import UNKNOWN
 
 # above so many results, writing them would hold the event loop for milliseconds
 MANY_ITEMS = 64
+TIME_HEADERS = ("x-queue-time", "x-inference-time", "x-tokenization-time", "x-total-time")
 
 
 class LeanRoute(APIRoute):
@@ -39,15 +45,60 @@ class LeanRoute(APIRoute):
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that is understood: by whom and how it is to be answered, and when it came (the loop's clock, s)."""
+
+    service: Service
+    served: Served
+    call: Call
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceRoute:
     """One task over HTTP."""
 
     task: Task
-    body: type[ClassifyBody] | type[EmbedBody]
-    answer: type[ClassifyAnswer] | type[EmbedAnswer]
+    body: type[ClassifyBody] | type[EmbedBody] | type[RankBody]
+    answer: type[ClassifyAnswer] | type[EmbedAnswer] | type[RankAnswer]
+    run: Callable[[Asked, Any], Awaitable[Reply]]
     summary: str
     requests: dict[str, Any]
     response: dict[str, Any]
+
+
+async def _infer(asked: Asked, body: ClassifyBody | EmbedBody) -> Reply:
+    inference = await asked.service.infer(asked.served, body, call=asked.call)
+    if len(inference.items) > MANY_ITEMS:
+        return await asked.service.tokenizing.aside(partial(_written, asked, body, inference))
+    return _written(asked, body, inference)
+
+
+def _written(asked: Asked, body: ClassifyBody | EmbedBody, inference: Inference) -> Reply:
+    written = results(asked.served, body, inference.items)
+    timing = Timing(inference.queue_s, inference.compute_s, time.monotonic() - asked.arrived)
+    content = envelope(asked.served, inference.policy, inference.items, timing, written)
+    return Reply(content, time_headers(timing, tokenize_s=inference.tokenize_s))
+
+
+async def _rank(asked: Asked, body: RankBody) -> Reply:
+    ranking = await rank(asked.service, asked.served, body, call=asked.call)
+    timing = Timing(ranking.queue_s, ranking.compute_s, time.monotonic() - asked.arrived)
+    headers = time_headers(timing, tokenize_s=ranking.tokenize_s)
+    write = partial(rank_answer, asked.served, body, ranking, timing)
+    many = len(body.passages) > MANY_ITEMS
+    content = await asked.service.tokenizing.aside(write) if many else write()
+    return Reply(content, headers)
+
+
+def time_headers(timing: Timing, *, tokenize_s: float) -> list[Header]:
+    """Where a request's time went, in milliseconds, under the names that text-embeddings-inference gives it."""
+    return [
+        (b"x-queue-time", b"%.3f" % (timing.queue_s * 1e3)),
+        (b"x-inference-time", b"%.3f" % (timing.compute_s * 1e3)),
+        (b"x-tokenization-time", b"%.3f" % (tokenize_s * 1e3)),
+        (b"x-total-time", b"%.3f" % (timing.total_s * 1e3)),
+    ]
 
 
 ROUTES = (
@@ -55,35 +106,68 @@ ROUTES = (
         "classify",
         ClassifyBody,
         ClassifyAnswer,
+        _infer,
         "The likeliest label of each input",
         examples.CLASSIFY_REQUESTS,
         examples.CLASSIFY_ANSWER,
     ),
     InferenceRoute(
-        "embed", EmbedBody, EmbedAnswer, "An embedding of each text", examples.EMBED_REQUESTS, examples.EMBED_ANSWER
+        "embed",
+        EmbedBody,
+        EmbedAnswer,
+        _infer,
+        "An embedding of each text",
+        examples.EMBED_REQUESTS,
+        examples.EMBED_ANSWER,
+    ),
+    InferenceRoute(
+        "rank",
+        RankBody,
+        RankAnswer,
+        _rank,
+        "Passages by how well they answer a query",
+        examples.RANK_REQUESTS,
+        examples.RANK_ANSWER,
     ),
 )
 Responses = dict[int | str, dict[str, Any]]
-ERRORS = (400, 404, 413, 422, 429, 500, 503, 504)
+ERRORS = (400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)
 
 
-def add_inference_routes(app: FastAPI) -> None:
-    """Register every task under `/v1` and at the root."""
+def add_inference_routes(app: FastAPI, *, at_root: bool) -> dict[str, DirectRoute]:
+    """Register every task under `/v1`, and at the root if that speaks the native dialect.
+
+    Returns: what answers each path directly.
+    """
+    direct: dict[str, DirectRoute] = {}
     for route in ROUTES:
-        for prefix in ("/v1", ""):
-            app.router.add_api_route(
-                f"{prefix}/{route.task}",
-                _endpoint(route),
-                methods=["POST"],
-                route_class_override=LeanRoute,
-                response_model=None,
-                include_in_schema=bool(prefix),
-                name=f"{route.task}{prefix.replace('/', '_')}",
-                summary=route.summary,
-                tags=["inference"],
-                responses=_responses(route),
-                openapi_extra={"requestBody": _request_body(route)},
-            )
+        for prefix in ("/v1", "") if at_root else ("/v1",):
+            path = f"{prefix}/{route.task}"
+            direct[path] = partial(_answer, app, route)
+            _declare(app, path, route, direct[path], documented=bool(prefix))
+    return direct
+
+
+def _declare(app: FastAPI, path: str, route: InferenceRoute, answer: DirectRoute, *, documented: bool) -> None:
+    async def endpoint(request: Request) -> Response:
+        reply = await answer(request.scope, request.receive, exchange_of(request.scope))
+        response = Response(reply.body, media_type="application/json")
+        response.raw_headers.extend(reply.headers)
+        return response
+
+    app.router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        route_class_override=LeanRoute,
+        response_model=None,
+        include_in_schema=documented,
+        name=path.strip("/").replace("/", "_"),
+        summary=route.summary,
+        tags=["inference"],
+        responses=_responses(route),
+        openapi_extra={"requestBody": _request_body(route)},
+    )
 
 
 def _request_body(route: InferenceRoute) -> dict[str, Any]:
@@ -102,33 +186,17 @@ def problem_documentation(status: int) -> dict[str, Any]:
     return {"description": examples.PROBLEMS[status]["title"], "content": content}
 
 
-def _endpoint(route: InferenceRoute) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        service: Service = request.app.state.service
-        exchange_of(request.scope).model = UNKNOWN
-        with service.letting_in():
-            return await _infer(service, route, request)
-
-    return endpoint
-
-
-async def _infer(service: Service, route: InferenceRoute, request: Request) -> Response:
+async def _answer(app: FastAPI, route: InferenceRoute, scope: Scope, receive: Receive, exchange: Exchange) -> Reply:
+    """One request, from its body to its answer. Raises: ServiceError: it has none."""
     arrived = time.monotonic()
-    with service.reading():
-        raw = await read_body(request.scope, request.receive, max_bytes=service.settings.max_body_bytes)
-    body = parse(raw, route.body, max_items=service.settings.max_items)
-    served = service.students.find(body.model, route.task)
-    exchange = exchange_of(request.scope)
-    exchange.model, exchange.version = served.name, str(served.version)
-    deadline_ms = body.deadline_ms or service.settings.default_deadline_ms
-    deadline = None if deadline_ms is None else arrived + deadline_ms / 1e3
-    async with cancelled_if_client_leaves(request.receive):
-        inference = await service.infer(served, body, deadline=deadline)
+    service: Service = app.state.service
+    exchange.model = UNKNOWN
 
-        def write() -> bytes:
-            written = results(served, body, inference.items)
-            timing = Timing(inference.queue_s, inference.compute_s, time.monotonic() - arrived)
-            return envelope(served, inference.policy, inference.items, timing, written)
+    def work(raw: bytes) -> Awaitable[Reply]:
+        body = parse(raw, route.body, max_items=service.settings.max_items)
+        served = service.students.find(body.model, route.task)
+        exchange.model, exchange.version = served.name, str(served.version)
+        call = call_of(scope, arrived, body.deadline_ms, service.settings)
+        return route.run(Asked(service, served, call, arrived), body)
 
-        content = await asyncio.to_thread(write) if len(inference.items) > MANY_ITEMS else write()
-    return Response(content, media_type="application/json")
+    return await service.door.serve(scope, receive, work)

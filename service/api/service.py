@@ -3,32 +3,43 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
+from service.api.access import Access
 from service.api.answers import Answered
+from service.api.call import Call as Call
+from service.api.call import call_of as call_of
+from service.api.door import Door
 from service.api.loading import Served, loader
 from service.api.logs import log_event, log_failure
+from service.api.loop_lag import LoopLag
 from service.api.observer import Observer
-from service.api.problems import told, wrong_field
-from service.api.schemas import Body
+from service.api.passages import PassageCache
+from service.api.problems import wrong_field
+from service.api.schemas import Body, EmbedBody
 from service.api.students import Students
+from service.api.tokenizing import Tokenizing, Work, are_short, encode, refuse_whole
 from service.engine.engine import Engine
+from service.engine.item import ItemResult, ServedStudent
 from service.engine.policy import EngineLimits
-from service.errors import DeadlineExceeded, Draining, InvalidInput, Overloaded, ServiceError
+from service.errors import DeadlineExceeded, Overloaded, ServiceError, TooLarge
 from service.metrics import Metrics
-from service.runtime.encode import TOO_LONG, Encoded, Encoder, Text, Truncate, too_long
+from service.runtime.encode import Encoded, Text, Truncate
 from service.runtime.heads import ExitPolicy
-from service.runtime.session import backend_for
+from service.runtime.student import Outcome
 from service.settings import Settings
 from service.store.store import Store
 
 # after the drain timeout, for writing the errors of what was not finished
 LAST_WORDS_S = 1.0
-# tokenized in one go, some ten milliseconds: short requests pass between the portions of a long one
-PORTION_CHARACTERS = 1 << 16
+# a silent slot is given up after so long, and after so many times the longest run that is planned
+STALLED_S, STALLED_RUNS = 60.0, 10
+
+E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Inference:
     items: tuple[Answered, ...]
     queue_s: float
     compute_s: float
+    tokenize_s: float = 0.0
 
 
 class Service:
@@ -48,41 +60,43 @@ class Service:
     Invariant: every request that was let in is answered before `running` is left.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, access: Access) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.access = access
         store = Store(settings.store)
-        self.students = Students(store, load=loader(store, settings), metrics=metrics, required=settings.required)
-        limits = EngineLimits(
-            max_queue_items=settings.max_queue_items, token_budget=settings.token_budget, slots=settings.slots
+        self.passages = PassageCache(settings.passage_cache_mb << 20, metrics)
+        self.students = Students(
+            store,
+            load=loader(store, settings),
+            metrics=metrics,
+            required=settings.required,
+            retired=lambda served: self.passages.drop(served.handle),
         )
-        self._observer = Observer(metrics, backend=backend_for(settings.backend))
-        self.engine = Engine(limits, observer=self._observer)
+        self._observer = Observer(metrics, on_failed=self._on_failed)
+        self.engine = Engine(_limits(settings), observer=self._observer)
+        self.tokenizing = Tokenizing(threads=settings.slots, max_items=settings.max_queue_items)
+        self.door = Door(settings, metrics)
         self.draining = False
         self._failed = False
-        self._tokenizers = ThreadPoolExecutor(settings.slots, thread_name_prefix="tokenize")
-        self._tokenizing_items = 0
-        self._inflight = 0
-        self._reading: set[asyncio.Task[None]] = set()
-        self._reading_is_over = False
         self._drain: asyncio.Task[None] | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def __repr__(self) -> str:
-        return f"Service(inflight={self._inflight}, draining={self.draining}, {self.students!r}, {self.engine!r})"
+        return f"Service(draining={self.draining}, {self.door!r}, {self.students!r}, {self.engine!r})"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start following the store; on leaving, drain and close."""
         following = asyncio.create_task(self._follow())
+        lag = LoopLag(self.metrics.loop_lag_seconds)
         try:
             yield
         finally:
             await self.drain()
+            lag.close()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-            self._tokenizers.shutdown(wait=False, cancel_futures=True)
+            self.tokenizing.close()
 
     async def _follow(self) -> None:
         try:
@@ -93,170 +107,217 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests will be answered."""
-        return self.students.ready and self.live and not self.draining
+        """Whether new requests should be sent here."""
+        return self.students.ready and self.live and not self.draining and not self.sick
 
     @property
     def live(self) -> bool:
-        """Whether this process can still do its work; while it drains, it can."""
-        return self.draining or (self.engine.healthy and not self._failed)
+        """Whether this process can still do its work; while it stops, it can."""
+        return self.draining or (self.engine.healthy and not self._failed and not self.stalled)
 
-    @contextlib.contextmanager
-    def letting_in(self) -> Iterator[None]:
-        """Count a request as under way. Raises: Draining: the service is stopping."""
-        if self.draining:
-            raise Draining("the service is stopping")
-        self._inflight += 1
-        self._idle.clear()
-        self.metrics.inflight_requests.set(self._inflight)
-        try:
-            yield
-        finally:
-            self._inflight -= 1
-            self.metrics.inflight_requests.set(self._inflight)
-            if self._inflight == 0:
-                self._idle.set()
+    @property
+    def stalled(self) -> bool:
+        """Whether a slot has been silent for far longer than any run takes; its thread cannot be stopped."""
+        return self.engine.silence_s > max(STALLED_S, STALLED_RUNS * self.settings.batch_ms / 1e3)
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[None]:
-        """While a body comes in. Raises: Draining: it had not come when the drain timeout was over."""
-        task: asyncio.Task[None] | None = asyncio.current_task()
-        assert task is not None
-        self._reading.add(task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._reading_is_over and task.uncancel() == 0:
-                raise Draining("the service stopped before the request was complete") from None
-            raise
-        finally:
-            self._reading.discard(task)
+    @property
+    def sick(self) -> list[str]:
+        """The students in service whose graphs fail whatever they are given."""
+        sick = self.engine.sick
+        families = self.students.families.items() if sick else ()
+        return sorted(name for name, family in families if any(one.handle in sick for one in family.versions.values()))
+
+    def _on_failed(self, handle: ServedStudent) -> None:
+        if handle in self.engine.sick:
+            # subtle: not in the engine's own turn, which an error here would end
+            asyncio.get_running_loop().call_soon(self._take_out, handle)
+
+    def _take_out(self, handle: ServedStudent) -> None:
+        """Stop serving a student whose backend seems to have died; it is loaded and proved anew."""
+        family = self.students.families.get(handle.name)
+        served = None if family is None else family.versions.get(handle.version)
+        if served is not None and served.handle is handle:
+            detail = "a graph failed on many inputs in a row, whatever they were"
+            self.students.take_out(handle.name, handle.version, detail=detail)
 
     async def drain(self) -> None:
-        """Not ready; refuse what is new; let what is under way finish within the drain timeout; fail the rest.
+        """Not ready; after the delay refuse what is new; let what is under way finish in time; fail the rest.
 
         May be called again: it waits for the same drain.
         """
         if self._drain is None:
             self.draining = True
+            if not self.settings.drain_delay_s:
+                self.door.close()
             self._drain = asyncio.create_task(self._stop())
         await asyncio.shield(self._drain)
 
     async def _stop(self) -> None:
-        log_event(logging.INFO, "draining", inflight=self._inflight, timeout_s=self.settings.drain_timeout_s)
-        await self._wait_until_idle(self.settings.drain_timeout_s)
-        self._reading_is_over = True
-        for task in self._reading:
-            task.cancel()
+        settings, door = self.settings, self.door
+        log_event(logging.INFO, "draining", inflight=door.inside, timeout_s=settings.drain_timeout_s)
+        if not door.closed:
+            await asyncio.sleep(settings.drain_delay_s)
+            door.close()
+        await door.empty(settings.drain_timeout_s)
+        door.give_up_reading()
         await self.engine.close()
-        await self._wait_until_idle(LAST_WORDS_S)
-        log_event(logging.INFO, "drained", unanswered=self._inflight)
+        await door.empty(LAST_WORDS_S)
+        log_event(logging.INFO, "drained", unanswered=door.inside)
 
-    async def _wait_until_idle(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-
-    async def infer(self, served: Served, body: Body, *, deadline: float | None) -> Inference:
+    async def infer(self, served: Served, body: Body, *, call: Call) -> Inference:
         """Tokenize, run and collect.
 
         Args:
             served: the student version.
             body: the checked request.
-            deadline: a moment of the loop's clock, or None.
+            call: who asks, until when, how urgently.
         Raises:
             InvalidInput: pairs for a student of single texts or the reverse; a text too long, where the request says
                 so and wants to fail as a whole.
+            TooLarge: more tokens than one request may have.
+            Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
-        self._check_inputs(served, body)
+        _check_inputs(served, body)
+        truncate = self.truncation(body)
+        began = time.monotonic()
+        work = partial(encode, served.student.encoder, truncate)
+        encoded = await self.tokenize(served, body.inputs, work, call=call)
+        tokenize_s = time.monotonic() - began
+        if body.on_error == "fail" and truncate == "error":
+            refuse_whole(encoded)
         policy = served.student.policy(body.exit)
-        try:
-            async with asyncio.timeout_at(deadline):
-                encoded = await self._encode(served, body)
-        except TimeoutError:
-            self._observer.dropped(served.handle, "deadline", len(body.inputs))
-            raise DeadlineExceeded("the deadline passed before the inputs were tokenized") from None
-        good = [item for item in encoded if isinstance(item, Encoded)]
-        if self._truncate(body) == "start" and any(item.truncated for item in good):
+        if truncate == "start" and any(item.truncated for item in encoded if isinstance(item, Encoded)):
             # certificates are about texts that lost their end, if anything
             policy = replace(served.student.policy("never"), risk_requested=policy.risk_requested)
-        ran = iter(await self.engine.submit(served.handle, good, policy=policy, deadline=deadline) if good else [])
-        items, queue_s, compute_s = [], 0.0, 0.0
-        for item in encoded:
-            if isinstance(item, Encoded):
-                result = next(ran)
-                items.append(Answered(item, result.outcome))
-                queue_s, compute_s = max(queue_s, result.queue_s), max(compute_s, result.compute_s)
-            else:
-                items.append(Answered(None, item))
-        return Inference(policy, tuple(items), queue_s, compute_s)
+        return await self.run(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s)
 
-    def _check_inputs(self, served: Served, body: Body) -> None:
-        pairs, paired = served.manifest.pairs != "none", not isinstance(body.inputs[0], str)
-        if paired and not pairs:
-            raise wrong_field("/inputs/0", f"student {served.name!r} takes single texts, not pairs")
-        if pairs and not paired:
-            raise wrong_field("/inputs/0", f"student {served.name!r} takes pairs of texts")
-
-    def _truncate(self, body: Body) -> Truncate:
+    def truncation(self, body: Body) -> Truncate:
+        """What is done with texts that are too long."""
         return body.truncate or self.settings.default_truncate
 
-    async def _encode(self, served: Served, body: Body) -> Sequence[Encoded | ServiceError]:
-        items = len(body.inputs)
-        if self._tokenizing_items + items > self.settings.max_queue_items:
-            self._observer.dropped(served.handle, "overloaded", items)
-            raise Overloaded("too many inputs are waiting to be tokenized", retry_after_s=1.0)
-        truncate = self._truncate(body)
-        self._tokenizing_items += items
+    async def tokenize(self, served: Served, texts: Sequence[Text], work: Work[E], *, call: Call) -> list[E]:
+        """Do what is slow about texts, unless they would be refused afterwards anyway.
+
+        Args:
+            served: the student version.
+            texts: all of the request's, or some.
+            work: what to do with a portion and the place of its first text: one result for each.
+            call: who asks, until when.
+        Raises:
+            Forbidden, QuotaExceeded: the caller may not ask now.
+            Overloaded, Draining, DeadlineExceeded, TooLarge: the engine would not take them, or too much waits here.
+        """
+        self.access.admit(call.caller, model=served.name)
+        self.engine.check(served.handle, len(texts), deadline=call.deadline)
+        if are_short(texts):
+            return list(work(texts, 0))
         try:
-            encoded: list[Encoded | ServiceError] = []
-            for portion in portions(body.inputs):
-                work = partial(encode, served.student.encoder, portion, truncate, first=len(encoded))
-                encoded += await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
-        finally:
-            self._tokenizing_items -= items
-        if body.on_error == "fail":
-            _refuse_whole(encoded)
-        return encoded
+            async with asyncio.timeout_at(call.deadline):
+                return await self.tokenizing.in_thread(texts, work)
+        except TimeoutError:
+            self._observer.dropped(served.handle, "deadline", len(texts))
+            raise DeadlineExceeded("the deadline passed before the inputs were tokenized") from None
+        except Overloaded:
+            self._observer.dropped(served.handle, "overloaded", len(texts))
+            raise
+
+    async def run(
+        self,
+        served: Served,
+        encoded: Sequence[Encoded | ServiceError],
+        *,
+        policy: ExitPolicy,
+        call: Call,
+        tokenize_s: float = 0.0,
+    ) -> Inference:
+        """Run what was tokenized; what could not be keeps its error.
+
+        Args:
+            served: the student version.
+            encoded: each item, or why it is not run.
+            policy: when items may leave early.
+            call: who asks, until when, how urgently.
+            tokenize_s: what tokenizing took, for the record.
+        Raises:
+            TooLarge: more tokens than one request may have.
+            Forbidden, QuotaExceeded: the caller may not have so much.
+            Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
+        """
+        good = [item for item in encoded if isinstance(item, Encoded)]
+        tokens = sum([item.kept for item in good])
+        if tokens > self.settings.max_request_tokens:
+            raise TooLarge(f"{tokens} tokens; one request may have {self.settings.max_request_tokens}")
+        if not self.access.open:
+            self._allow(served, policy, tokens, call)
+        try:
+            ran = await self.engine.submit(
+                served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority
+            )
+        except asyncio.CancelledError:
+            # who leaves pays what was expected; else leaving just before the answer would be free
+            expected = tokens * _expected_depth(served, policy)
+            self.access.charge(call.caller, items=len(good), compute_tokens=expected)
+            raise
+        if not self.access.open:
+            self._charge(served, good, ran, call)
+        items = tuple(_answered(encoded, ran))
+        if len(ran) == 1:
+            return Inference(policy, items, ran[0].queue_s, ran[0].compute_s, tokenize_s)
+        queue_s = max([result.queue_s for result in ran], default=0.0)
+        compute_s = max([result.compute_s for result in ran], default=0.0)
+        return Inference(policy, items, queue_s, compute_s, tokenize_s)
+
+    def _allow(self, served: Served, policy: ExitPolicy, tokens: int, call: Call) -> None:
+        default = served.student.policy("default")
+        # subtle: a risk below every certified one is full depth too; a default without early exits is nobody's wish
+        asked = default.risk_applied is not None and policy.risk_requested != default.risk_requested
+        full = asked and policy.risk_applied is None
+        self.access.allow(call.caller, tokens=tokens, depth=_expected_depth(served, policy), full_depth=full)
+
+    def _charge(self, served: Served, good: Sequence[Encoded], ran: Sequence[ItemResult], call: Call) -> None:
+        exits = served.manifest.exits
+        compute = sum(
+            item.kept * (exits[result.outcome.exit_index].depth if isinstance(result.outcome, Outcome) else 1.0)
+            for item, result in zip(good, ran, strict=True)
+        )
+        self.access.charge(call.caller, items=len(good), compute_tokens=compute)
 
 
-def portions(inputs: Sequence[Text]) -> Iterator[Sequence[Text]]:
-    """Cut a request's inputs into runs of at most `PORTION_CHARACTERS`, or of one text that is longer.
-
-    >>> [len(portion) for portion in portions(["x" * 40_000] * 3 + ["y"])]
-    [1, 1, 2]
-    """
-    first, characters = 0, 0
-    for place, text in enumerate(inputs):
-        own = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
-        if place > first and characters + own > PORTION_CHARACTERS:
-            yield inputs[first:place]
-            first, characters = place, 0
-        characters += own
-    yield inputs[first:]
+def _limits(settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        max_queue_items=settings.max_queue_items,
+        token_budget=settings.token_budget,
+        slots=settings.slots,
+        batch_s=settings.batch_ms / 1e3,
+        window_s=settings.window_ms / 1e3,
+        rebatch=settings.rebatch,
+    )
 
 
-def encode(
-    encoder: Encoder, inputs: Sequence[Text], truncate: Truncate, *, first: int
-) -> Sequence[Encoded | ServiceError]:
-    """Tokenize some of a request's inputs; one that is to be refused gives its error in its place.
-
-    Args:
-        encoder: the student's.
-        inputs: texts or pairs.
-        truncate: what to do with those that are too long.
-        first: the place in the request of the first of them.
-    """
-    if truncate != "error":
-        return encoder.encode(inputs, truncate=truncate)
-    encoded = encoder.encode(inputs, truncate="end")
+def _answered(encoded: Sequence[Encoded | ServiceError], ran: Sequence[ItemResult]) -> list[Answered]:
+    results = iter(ran)
     return [
-        too_long(place, item, encoder.max_tokens) if item.truncated else item
-        for place, item in enumerate(encoded, first)
+        Answered(item, next(results).outcome) if isinstance(item, Encoded) else Answered(None, item) for item in encoded
     ]
 
 
-def _refuse_whole(encoded: Sequence[Encoded | ServiceError]) -> None:
-    errors = [item for item in encoded if isinstance(item, ServiceError)]
-    if errors:
-        raise InvalidInput(TOO_LONG, errors=told([problem for error in errors for problem in error.errors]))
+def _check_inputs(served: Served, body: Body) -> None:
+    """Raises: InvalidInput: pairs for a student of single texts or the reverse; more dimensions than there are."""
+    manifest = served.student.manifest
+    pairs, paired = manifest.pairs == "joint", not isinstance(body.inputs[0], str)
+    if paired and not pairs:
+        raise wrong_field("/inputs/0", f"student {served.name!r} takes single texts, not pairs")
+    if pairs and not paired:
+        raise wrong_field("/inputs/0", f"student {served.name!r} takes pairs of texts")
+    own = manifest.embedding_dimensions
+    if isinstance(body, EmbedBody) and body.dimensions is not None and own is not None and body.dimensions > own:
+        raise wrong_field("/dimensions", f"student {served.name!r} has {own}")
+
+
+def _expected_depth(served: Served, policy: ExitPolicy) -> float:
+    """The share of the full student's compute that an item takes on average, as certified; 1 where exits are off."""
+    student = served.student
+    certificate = served.manifest.certificate(backend=student.backend, precision=student.precision)
+    points = certificate.points if certificate is not None else ()
+    return next((point.mean_depth for point in points if point.risk == policy.risk_applied), 1.0)

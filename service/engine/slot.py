@@ -11,10 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from service.bundle.manifest import Exit
 from service.engine.item import Runner
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
 from service.runtime.encode import Encoded, pad
-from service.runtime.heads import Doubles, ExitPolicy, Flags
+from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats, likeliest
 from service.runtime.pipeline import Pass, Stepped
 from service.runtime.student import Outcome
 
@@ -99,7 +100,7 @@ def _step(job: Job, going: Pass, waiting: list[Pass], now: float) -> Report:
         stepped = going.step()
     except Exception as error:  # noqa: BLE001 - handed to the item's waiter once it is alone
         return _after_failure(going, error, waiting)
-    report = _answers(stepped)
+    report = _answers(job, stepped)
     if not going.done:
         if len(going.rows) < job.onward[going.stage]:
             report.back = going
@@ -130,13 +131,13 @@ def _translated(error: Exception) -> RunFailed:
     return failed
 
 
-def _answers(stepped: Stepped) -> Report:
+def _answers(job: Job, stepped: Stepped) -> Report:
     if stepped.raw is None or stepped.exit_index is None or not stepped.leaving:
         return Report(stepped=stepped)
     raws, exit_index = stepped.raw[stepped.leaves], stepped.exit_index
     results: list[Outcome | ServiceError]
     if np.isfinite(raws).all():
-        results = [Outcome(exit_index, raw) for raw in raws]
+        results = _outcomes(job.runner.pipeline.exits[exit_index], exit_index, raws)
     else:
         finite = np.asarray(np.isfinite(raws).reshape(len(raws), -1).all(axis=1))
         results = [
@@ -144,6 +145,13 @@ def _answers(stepped: Stepped) -> Report:
             for raw, is_finite in zip(raws, finite, strict=True)
         ]
     return Report(stepped.rows[stepped.leaves].tolist(), results, stepped)
+
+
+def _outcomes(leave: Exit, exit_index: int, raws: Floats) -> list[Outcome | ServiceError]:
+    if leave.output != "logits":
+        return [Outcome(exit_index, raw) for raw in raws]
+    found = likeliest(raws, temperature=leave.temperature)
+    return [Outcome(exit_index, *each) for each in zip(raws, found.places, found.probabilities, strict=True)]
 
 
 Post = Callable[[Report | None, BaseException | None], None]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from service.errors import FieldProblem, GraphMismatch, InvalidInput
+from service.runtime.words import words_of
 
 Ids = npt.NDArray[np.int64]
 Text = str | tuple[str, str]
@@ -96,6 +97,7 @@ class Encoder:
         self._tokenizer = _load(tokenizer_json)
         if self._tokenizer.num_special_tokens_to_add(False) > max_tokens:
             raise GraphMismatch(f"tokenizer: its special tokens alone exceed max_tokens = {max_tokens}")
+        self._words = words_of(self._tokenizer)
 
     def encode(self, texts: Sequence[Text], *, truncate: Truncate = "end") -> list[Encoded]:
         """Turn texts into ids; each result depends on its own text only.
@@ -109,15 +111,34 @@ class Encoder:
         Raises:
             InvalidInput: a string is not Unicode (lone surrogate), or is too long under "error"; names `/inputs/I`.
         """
-        cut_start = truncate == "start"
+        encoded = [self._remembered(text) for text in texts]
+        rest = [place for place, one in enumerate(encoded) if one is None]
+        if rest:
+            cut = self._cut([texts[place] for place in rest], cut_start=truncate == "start", places=rest)
+            for place, one in zip(rest, cut, strict=True):
+                encoded[place] = one
+        known = [one for one in encoded if one is not None]
+        if truncate == "error":
+            self._refuse_long(known)
+        return known
+
+    def _remembered(self, text: Text) -> Encoded | None:
+        """A single text of known words that is not too long; None: it is for the tokenizer."""
+        if self._words is None or not isinstance(text, str):
+            return None
+        ids = self._words.ids(text)
+        if not ids or len(ids) > self.max_tokens:
+            return None
+        tokens = len(ids)
+        return Encoded(np.array(ids, dtype=np.int64), np.zeros(tokens, dtype=np.int64), tokens=tokens, kept=tokens)
+
+    def _cut(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
+        """What the tokenizer makes of texts, `places` being theirs in the request."""
         unread = [_unread(text) for text in texts]
         if any(unread):
             texts = [_readable(text, cut_start) for text in texts]
-        encodings = self._tokenize(texts)
-        encoded = [self._encoded(*each, cut_start) for each in zip(encodings, unread, strict=True)]
-        if truncate == "error":
-            self._refuse_long(encoded)
-        return encoded
+        encodings = self._tokenize(texts, places)
+        return [self._encoded(*each, cut_start) for each in zip(encodings, unread, strict=True)]
 
     def encode_chunks(self, texts: Sequence[Text]) -> list[Chunked]:
         """Turn texts into ids, a long one into overlapping chunks; each result depends on its own text only.
@@ -131,7 +152,7 @@ class Encoder:
         unread = [_unread(text) for text in texts]
         if any(unread):
             texts = [_readable(text, False) for text in texts]
-        encodings = self._tokenize(texts)
+        encodings = self._tokenize(texts, range(len(texts)))
         return [self._chunked(*each) for each in zip(texts, encodings, unread, strict=True)]
 
     def pieces(self, text: str, *, special: bool) -> list[Piece]:
@@ -148,13 +169,13 @@ class Encoder:
             for number, token, mask, offsets in rows
         ]
 
-    def _tokenize(self, texts: Sequence[Text]) -> list[Encoding]:
+    def _tokenize(self, texts: Sequence[Text], places: Sequence[int]) -> list[Encoding]:
         try:
             return self._tokenizer.encode_batch_fast(list(texts))
         except (UnicodeError, TypeError) as error:
             problems = tuple(
-                FieldProblem(f"/inputs/{i}", "not valid Unicode: contains a lone surrogate")
-                for i, text in enumerate(texts)
+                FieldProblem(f"/inputs/{place}", "not valid Unicode: contains a lone surrogate")
+                for place, text in zip(places, texts, strict=True)
                 if not _is_unicode(text)
             )
             if not problems:

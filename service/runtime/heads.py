@@ -159,6 +159,31 @@ def policy_for(manifest: Manifest, *, backend: str, precision: str, exit: ExitSe
     return ExitPolicy(best.thresholds, certificate.confidence, risk_requested=risk, risk_applied=best.risk)
 
 
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """Of each row of logits: the place of the largest, and its probability."""
+
+    places: list[int]
+    probabilities: list[float]
+
+
+def likeliest(logits: Floats, *, temperature: float) -> Likeliest:
+    """What `label_answer` finds of each row, for a batch in little more time than for one.
+
+    Args:
+        logits: float32 [B, C], finite.
+        temperature: > 0.
+
+    >>> found = likeliest(np.array([[0, 9], [5, 5]], np.float32), temperature=1.0)
+    >>> found.places, [round(p, 4) for p in found.probabilities]
+    ([1, 0], [0.9999, 0.5])
+    """
+    places: list[int] = logits.argmax(axis=-1).tolist()
+    # subtle: as in `certainty`, the largest power is exactly 1
+    sums = np.add.reduce(_powers(logits, temperature), axis=-1)
+    return Likeliest(places, (1.0 / sums).tolist())
+
+
 def label_answer(raw: Floats, *, temperature: float, labels: tuple[str, ...], top_k: int = 0) -> LabelAnswer:
     """The answer of a classify item.
 

@@ -13,6 +13,10 @@ from service.errors import MemoryFull
 
 T = TypeVar("T")
 STATM: Final = Path("/proc/self/statm")
+KEPT_BYTES: Final = 128 << 20
+# a larger tensor is mapped and unmapped on its own
+MAPPED_BYTES: Final = 32 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def resident_bytes(statm: Path = STATM) -> int:
@@ -29,6 +33,23 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_freed() -> bool:
+    """Let the C library keep what this process frees, up to `KEPT_BYTES`, instead of giving it back at once.
+
+    Every run of a graph allocates and frees its tensors; pages that went back to the system come again one fault at a
+    time. Measured on a virtual machine, 3x384 student, mixed lengths: a tenth to a fifth more texts a second.
+
+    Returns: whether the C library took it; others than glibc do as they do.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        adjust = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(adjust(_M_MMAP_THRESHOLD, MAPPED_BYTES)) and bool(adjust(_M_TRIM_THRESHOLD, KEPT_BYTES))
 
 
 class Ledger:

@@ -25,10 +25,19 @@ BF16_RTOL: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Where an item left, and that exit's raw output: logits [C], embedding [D] or score []."""
+    """Where an item left, and what it left with.
+
+    Attributes:
+        exit_index: which exit.
+        raw: its raw output: logits [C], embedding [D] or score [].
+        likeliest: of logits, the place of the largest...
+        probability: ...and its probability; None: they were not worked out for the batch as a whole.
+    """
 
     exit_index: int
     raw: Floats
+    likeliest: int | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from service.errors import SettingsInvalid
-from service.settings import Settings, cpu_quota, load_settings, settings_table, unknown_variables
+from service.settings import Settings, cpu_quota, load_settings, memory_quota, settings_table, shown, unknown_variables
 
 
 def test_options_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_every_wrong_setting_is_told_at_once() -> None:
 
 
 def test_a_request_that_could_never_be_admitted_is_refused_at_start() -> None:
-    with pytest.raises(SettingsInvalid, match=r"max_items \(2048\) is above max_queue_items \(16\)"):
+    with pytest.raises(SettingsInvalid, match=r"max_items \(4096\) is above max_queue_items \(16\)"):
         load_settings(max_queue_items=16)
     assert load_settings(max_queue_items=16, max_items=16).max_items == 16
 
@@ -137,3 +137,41 @@ class TestCpuQuota:
 
     def test_a_quota_above_the_affinity_changes_nothing(self, tmp_path: Path) -> None:
         assert self._written(tmp_path, "0::/\n", {"cpu.max": "99900000 100000"}) == self.affinity
+
+
+def test_secrets_are_shown_as_set_or_not() -> None:
+    assert shown(load_settings(admin_key="0123456789abcdef"))["admin_key"] == "set"
+    document = shown(load_settings(port=9))
+    assert (document["admin_key"], document["port"], document["store"]) == (None, 9, "models/store")
+
+
+def test_a_wrong_secret_is_not_repeated() -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        load_settings(admin_key="too short", slots=0)
+    assert "admin_key (UNDERSTUDY_ADMIN_KEY): must be a text of at least 16 characters" in str(raised.value)
+    assert "too short" not in str(raised.value)
+
+
+class TestMemoryQuota:
+    def _written(self, root: Path, own: str, files: dict[str, str]) -> int | None:
+        (root / "own").write_text(own)
+        for name, text in files.items():
+            (root / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / "fs" / name).write_text(text)
+        return memory_quota(root=root / "fs", own=root / "own")
+
+    def test_version_2(self, tmp_path: Path) -> None:
+        files = {"a/b/memory.max": "max\n", "a/memory.max": "512000000\n", "memory.max": "900000000\n"}
+        assert self._written(tmp_path, "0::/a/b\n", files) == 512_000_000
+
+    def test_version_1(self, tmp_path: Path) -> None:
+        files = {"memory/box/memory.limit_in_bytes": "268435456\n"}
+        assert self._written(tmp_path, "9:memory:/box\n4:cpu:/box\n", files) == 268_435_456
+
+    @pytest.mark.parametrize("text", ["", "max", "-1", "9223372036854771712"])
+    def test_no_limit(self, tmp_path: Path, text: str) -> None:
+        files = {"memory.max": text, "memory/memory.limit_in_bytes": text}
+        assert self._written(tmp_path, "9:memory:/\n0::/\n", files) is None
+
+    def test_no_cgroups_at_all(self, tmp_path: Path) -> None:
+        assert memory_quota(root=tmp_path, own=tmp_path / "absent") is None

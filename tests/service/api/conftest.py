@@ -122,9 +122,26 @@ def start(store_dir: Path) -> Start:
     """`async with start(**settings) as app`: a started app on the toy store; `wait=False` does not wait for ready."""
 
     def begin(*, wait: bool = True, **options: Any) -> contextlib.AbstractAsyncContextManager[Running]:
-        return started(load_settings(**{"store": store_dir, "slots": 1, "drain_timeout_s": 5} | options), wait=wait)
+        # one backend by name: `auto` would load every student again once the others are measured
+        plain = {"store": store_dir, "slots": 1, "backend": "onnxruntime", "drain_timeout_s": 5}
+        return started(load_settings(**plain | options), wait=wait)
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def polyglot_store(tmp_path_factory: pytest.TempPathFactory, build_bundle: Callable[..., Path]) -> Path:
+    """`toy`, `toy-embed`, `judge` (rank), and, as canary alone, `twins` (pairs). Copy it to change it."""
+    store = tmp_path_factory.mktemp("polyglot") / "store"
+    for name, task, pairs in (
+        ("toy", "classify", "none"),
+        ("toy-embed", "embed", "none"),
+        ("judge", "rank", "joint"),
+        ("twins", "classify", "joint"),
+    ):
+        build_bundle(store / name / "1", name=name, task=task, pairs=pairs)
+        point(store, name, **{"canary" if name == "twins" else "production": 1})
+    return store
 
 
 @pytest.fixture

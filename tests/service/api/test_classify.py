@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from service.api.schemas import ClassifyAnswer, FailedResult, Problem
-from service.api.service import PORTION_CHARACTERS
+from service.api.tokenizing import PORTION_CHARACTERS
 
 EARLY, LATE = "this film is great", "where is it?"
 LONG = "good " * 100

@@ -139,3 +139,59 @@ async def test_a_cancelled_server_task_is_not_taken_for_a_gone_client(app: Any) 
     with pytest.raises(asyncio.CancelledError):
         await asked
     runner.go.set()
+
+
+async def test_refusals_do_not_flood_the_log(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    app.service.door.close()
+    with caplog.at_level(logging.WARNING, "understudy"):
+        for _ in range(20):
+            assert (await app.post("/v1/classify", {"inputs": "x"})).status_code == 503
+    lines = [record for record in caplog.records if record.getMessage() == "requests_refused"]
+    assert [(line.fields["status"], line.fields["times"]) for line in lines] == [(503, 1)]
+    count = 'understudy_requests_total{endpoint="/v1/classify",model="unknown",status="503",version=""}'
+    assert await app.metric(count) == 20
+
+
+async def test_a_late_body_is_told_so_and_the_connection_closed(start: Any) -> None:
+    async with start(body_timeout_s=0.03) as app:
+        client = Client(_asgi(app), {})
+        client._sent = True
+        await client.ask()
+        begin, body = client.answers
+        assert begin["status"] == 408
+        assert (b"connection", b"close") in begin["headers"]
+        assert orjson.loads(body["body"])["code"] == "body_timeout"
+
+
+async def test_a_failure_after_the_answer_has_begun_is_only_logged(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Client):
+        async def _send(self, message: Message) -> None:
+            if message["type"] == "http.response.body":
+                raise ConnectionResetError("the reader is gone")
+            await super()._send(message)
+
+    client = Broken(_asgi(app), {"inputs": "x"})
+    with caplog.at_level(logging.ERROR, "understudy"):
+        await client.ask()
+    assert [answer["type"] for answer in client.answers] == ["http.response.start"]
+    assert "the reader is gone" in caplog.text
+
+
+async def test_debug_tells_of_every_request_but_not_its_text(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "understudy"):
+        await app.post("/v1/classify", {"inputs": "a private text"})
+    (line,) = [record for record in caplog.records if record.getMessage() == "request"]
+    assert (line.fields["endpoint"], line.fields["status"], line.fields["model"]) == ("/v1/classify", 200, "toy")
+    assert "private" not in str(line.fields)
+
+
+async def test_a_bug_behind_the_router_has_the_same_answer(app: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("the secret reason")
+
+    app.service.metrics.exposition = broken
+    with caplog.at_level(logging.ERROR, "understudy"):
+        response = await app.client.get("/metrics")
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "secret" not in response.text
+    assert "the secret reason" in caplog.text

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.api.logs import JsonFormatter, TextFormatter, log_config, log_event
+from service.api.logs import JsonFormatter, Rationed, TextFormatter, log_config, log_event
 
 
 def _record(**fields: Any) -> logging.LogRecord:
@@ -58,3 +58,13 @@ def test_a_level_that_is_off_costs_nothing(caplog: pytest.LogCaptureFixture) -> 
 def test_the_configuration_is_one_that_logging_takes(style: Any) -> None:
     config = log_config(level="debug", style=style)
     assert logging.config.DictConfigurator(config).config["loggers"]["understudy"]["level"] == "DEBUG"
+
+
+def test_what_happens_often_is_counted_and_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    moments = iter([0.0, 1.0, 9.9, 9.9, 10.0, 11.0, 30.0])
+    rationed = Rationed("requests_refused", every_s=10, clock=lambda: next(moments))
+    with caplog.at_level(logging.WARNING, "understudy"):
+        for status in (429, 429, 429, 503, 429, 429, 429):
+            rationed.tell(logging.WARNING, status=status)
+    told = [(record.fields["status"], record.fields["times"]) for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == [(429, 1), (503, 1), (429, 3), (429, 2)]

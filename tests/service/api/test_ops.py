@@ -93,7 +93,7 @@ async def test_padding_is_measured(app: Any) -> None:
         ("GET", "/v1/classify", 405),
         ("PUT", "/v1/classify", 405),
         ("POST", "/v1/classify/", 404),
-        ("POST", "/v1/rank", 404),
+        ("POST", "/v1/rank", 400),
         ("POST", "/metrics", 405),
         ("POST", "/v1/classify", 400),
         ("POST", "/embed", 400),

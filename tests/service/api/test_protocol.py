@@ -169,10 +169,41 @@ async def test_no_timer_runs_while_an_answer_is_awaited_or_between_requests(list
     assert protocol.timeout_keep_alive_task is not None
 
 
-async def test_an_idle_connection_is_uvicorns_to_close(listen: Any) -> None:
+async def test_an_idle_connection_is_closed(listen: Any) -> None:
     connection = await (await listen(keep_alive_s=SHORT_S)).connect()
     connection.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await connection.rest()).startswith(b"HTTP/1.1 200")
+
+
+async def _served(listen: Any) -> tuple[Listening, Connection, BoundedProtocol]:
+    """A connection on which one request was answered, and the server's side of it."""
+    server = await listen()
+    connection = await server.connect()
+    connection.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert await connection.answer() == (200, b"0")
+    return server, connection, await server.protocol(lambda one: one.timeout_keep_alive_task is not None)
+
+
+async def test_one_idle_timer_serves_many_requests(listen: Any) -> None:
+    server, connection, protocol = await _served(listen)
+    timer, since = protocol._idle_timer, protocol._idle_since
+    connection.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert await connection.answer() == (200, b"0")
+    await server.protocol(lambda one: one._idle_since > since)
+    assert protocol._idle_timer is timer
+    protocol._look_whether_idle()  # as if it had ended: it waits on for what is left since the last request
+    assert protocol._idle_timer not in (timer, None)
+    assert protocol.timeout_keep_alive_task is protocol._idle_timer
+
+
+async def test_an_idle_timer_that_ends_during_a_request_closes_nothing(listen: Any) -> None:
+    server, connection, protocol = await _served(listen)
+    connection.send(b"GET /held HTTP/1.1\r\nhost: x\r\n\r\n")
+    await server.protocol(lambda one: one.timeout_keep_alive_task is None)
+    protocol._look_whether_idle()
+    server.app.go.set()
+    assert await connection.answer() == (200, b"0")
+    await server.protocol(lambda one: one.timeout_keep_alive_task is not None)
 
 
 async def test_headers_in_pieces_are_a_request(listen: Any) -> None:

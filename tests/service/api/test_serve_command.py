@@ -1,13 +1,19 @@
 """`understudy serve` up to the point where it serves; the rest is in tests/end_to_end."""
 
+import gc
 import inspect
 import json
+import os
 import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from service.api.serve_command import listen, serve
+from service.api.serve_command import SWITCH_S, listen, serve, settle, tune
 from service.errors import SettingsInvalid
 from service.settings import Settings
 
@@ -51,3 +57,32 @@ def test_an_unknown_host() -> None:
 def test_listening(host: str) -> None:
     with listen(host, 0) as listening:
         assert listening.getsockname()[1] > 0
+
+
+@pytest.fixture
+def process_as_it_was() -> Iterator[None]:
+    thresholds, switch_s = gc.get_threshold(), sys.getswitchinterval()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    sys.setswitchinterval(switch_s)
+
+
+@pytest.mark.usefixtures("process_as_it_was")
+def test_the_process_is_tuned_but_a_users_wish_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    tune()
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    tune()
+    assert os.environ.pop("TOKENIZERS_PARALLELISM") == "false"
+
+
+@pytest.mark.usefixtures("process_as_it_was")
+async def test_what_is_loaded_stays_out_of_the_collectors_sight() -> None:
+    async def until(condition: Any) -> None:
+        assert condition()
+
+    await settle(SimpleNamespace(students=SimpleNamespace(ready=True, until=until)))  # type: ignore[arg-type]
+    assert gc.get_freeze_count() > 0

@@ -3,15 +3,20 @@
 import asyncio
 import hashlib
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.api import loading
 from service.api.loading import loader
 from service.api.students import Students
+from service.errors import GraphMismatch
 from service.metrics import Metrics
+from service.runtime import session
+from service.runtime.cost import StageCost
 from service.settings import load_settings
 from service.store.store import Store
 
@@ -188,7 +193,7 @@ def _accept(store: Path, file: Path) -> None:
     _edit(store, lambda manifest: manifest | {"files": manifest["files"] | {file.name: entry}})
 
 
-@pytest.mark.parametrize("settings", [{"token_budget": 16}, {"precision": "bf16"}])
+@pytest.mark.parametrize("settings", [{"token_budget": 16}, {"precision": "int2"}])
 async def test_a_student_that_the_settings_do_not_allow(start: Any, settings: dict[str, Any]) -> None:
     async with start(wait=False, **settings) as app:
         await _until(app, lambda: len(_family(app).refused) == 1 if app.service.students.families else False)
@@ -270,6 +275,122 @@ async def test_no_request_fails_while_aliases_move(
             responses = await asyncio.gather(*(_ask(app) for _ in range(8)))
             assert {response.status_code for response in responses} == {200}
             seen |= {response.json()["version"] for response in responses}
+
+
+class TestImprovement:
+    """`auto` finds that another backend, `spare`, is faster for the classifier."""
+
+    @pytest.fixture(autouse=True)
+    def _spare_is_faster(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def measure(student: Any) -> tuple[StageCost, ...]:
+            return (StageCost(1e-4 if student.backend == "spare" else 1e-3, 0.0),) * len(student.manifest.stages)
+
+        both = dict.fromkeys(("onnxruntime", "spare"), session.BACKENDS["onnxruntime"])
+        monkeypatch.setattr(session, "BACKENDS", both)
+        monkeypatch.setattr(loading, "measure", measure)
+
+    @pytest.fixture
+    def begin(self, start: Any, tmp_path: Path) -> Callable[..., Any]:
+        return lambda **options: start(backend="auto", cache_dir=tmp_path / "cache", **options)
+
+    async def test_the_faster_one_takes_over(self, begin: Any) -> None:
+        async with begin() as app:
+            first = _family(app).production
+            await _until(app, lambda: _family(app).production.settled)
+            served = _family(app).production
+            assert (served.version, served.student.backend) == (1, "spare")
+            assert served.handle is not first.handle or first.student.backend == "spare"
+            assert (await _ask(app)).status_code == 200
+            (card,) = (await app.client.get("/v1/models/toy")).json()["versions"]
+            assert (card["backend"], card["chosen"]["why"][:5]) == ("spare", "saves")
+            info = 'understudy_student_info{backend="%s",model="toy",precision="int8",task="classify",version="1"}'
+            assert [await app.metric(info % backend) for backend in ("onnxruntime", "spare")] == [None, 1]
+            assert await app.metric('understudy_student_memory_bytes{model="toy",version="1"}') == card["memory_bytes"]
+
+    async def test_requests_under_way_finish_where_they_began(self, begin: Any, monkeypatch: Any) -> None:
+        gate = threading.Event()
+        improve = loading.Loader.improve
+
+        def gated(self: Any, served: Any) -> Any:
+            assert gate.wait(PATIENCE_S)
+            return improve(self, served)
+
+        monkeypatch.setattr(loading.Loader, "improve", gated)
+        async with begin() as app:
+            runner = app.hold("toy")
+            asking: Awaitable[Any] = asyncio.create_task(_ask(app))
+            assert await asyncio.to_thread(runner.running.wait, PATIENCE_S)
+            gate.set()
+            await _until(app, lambda: _family(app).production.settled)
+            assert _family(app).production.student.backend == "spare"
+            runner.go.set()
+            assert (await asking).status_code == 200
+
+    async def test_one_that_fails_leaves_what_serves(self, begin: Any, monkeypatch: Any, caplog: Any) -> None:
+        def broken(self: Any, served: Any) -> Any:
+            raise ZeroDivisionError("nobody thought of this")
+
+        monkeypatch.setattr(loading.Loader, "improve", broken)
+        async with begin() as app:
+            await _until(app, lambda: _family(app).production.settled and _family(app, "toy-embed").production.settled)
+            assert _family(app).production.student.backend == "onnxruntime"
+            assert "improving_failed" in [record.message for record in caplog.records]
+            assert (await _ask(app)).status_code == 200
+
+    async def test_what_was_removed_meanwhile_stays_away(self, begin: Any) -> None:
+        async with begin() as app:
+            await _until(app, lambda: _family(app).production.settled)
+            served = _family(app).production
+            app.service.students._remove("toy")
+            app.service.students._swap(served, served)
+            assert "toy" not in app.service.students.families
+
+
+class TestTakingOut:
+    async def test_it_is_loaded_anew_and_proved(self, app: Any) -> None:
+        before = _family(app).production
+        app.service.students.take_out("toy", 1, detail="its backend died")
+        assert app.service.students.waiting_for() == {"toy": "refused: run_failed"}
+        response = await app.client.get("/health/ready")
+        assert (response.status_code, response.json()["waiting_for"]) == (503, {"toy": "refused: run_failed"})
+        assert (await _ask(app)).status_code == 503
+        await _until(app, lambda: app.service.ready)
+        assert _family(app).production is not before
+        assert (await _ask(app)).status_code == 200
+
+    async def test_one_that_does_not_prove_stays_out(self, app: Any, store_dir: Path) -> None:
+        _break(store_dir, "1")
+        app.service.students.take_out("toy", 1, detail="its backend died")
+        await _until(app, lambda: [refusal.error for refusal in _family(app).refused] == ["digest_mismatch"])
+        assert not app.service.ready
+        assert (await app.post("/v1/embed", {"inputs": "x"})).status_code == 200
+
+    async def test_it_does_not_come_back_with_a_look_that_had_begun(
+        self, app: Any, store_dir: Path, build_bundle: Any, move_alias: Any
+    ) -> None:
+        load, begun, go = app.service.students._load, threading.Event(), threading.Event()
+
+        def slow(name: str, version: int) -> Any:
+            begun.set()
+            assert go.wait(PATIENCE_S)
+            if version == 1:
+                raise GraphMismatch("it is broken")
+            return load(name, version)
+
+        app.service.students._load = slow
+        build_bundle(store_dir / "toy" / "2", seed=1)
+        move_alias(store_dir, "toy", production=1, canary=2)
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
+        app.service.students.take_out("toy", 1, detail="its backend died")
+        go.set()
+        await _until(app, lambda: "canary" in _family(app).aliases and "graph_mismatch" in str(_family(app).refused))
+        assert list(_family(app).aliases) == ["canary"]
+        assert not app.service.ready
+
+    async def test_what_is_not_served_cannot_be(self, app: Any) -> None:
+        app.service.students.take_out("toy", 7, detail="")
+        app.service.students.take_out("nobody", 1, detail="")
+        assert app.service.ready
 
 
 class TestReadiness:

@@ -17,6 +17,7 @@ from service.runtime.heads import (
     int8_embedding,
     label_answer,
     leaving,
+    likeliest,
     never,
     policy_for,
     sigmoid,
@@ -208,3 +209,13 @@ class TestSmallEmbeddings:
         assert packed.dtype == np.uint8
         assert np.unpackbits(packed)[:20].tolist() == (vector > 0).astype(int).tolist()
         assert np.unpackbits(packed)[20:].tolist() == [0] * 4
+
+
+@given(logits, st.floats(0.1, 5))
+def test_the_likeliest_of_a_batch_are_those_of_its_rows(raw: np.ndarray, temperature: float) -> None:
+    names = tuple(map(str, range(raw.shape[1])))
+    found = likeliest(raw, temperature=temperature)
+    for top_k in (0, 1):
+        alone = [label_answer(row, temperature=temperature, labels=names, top_k=top_k) for row in raw]
+        assert [names[place] for place in found.places] == [answer.label for answer in alone]
+        assert found.probabilities == pytest.approx([answer.score for answer in alone], rel=1e-12)

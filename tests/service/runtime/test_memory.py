@@ -2,11 +2,14 @@
 
 import gc
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
 from service.errors import MemoryFull
-from service.runtime.memory import Ledger, resident_bytes, trim
+from service.runtime.memory import Ledger, keep_freed, resident_bytes, trim
 
 MB = 1 << 20
 
@@ -109,3 +112,19 @@ def test_a_system_that_does_not_say(tmp_path, text):
     if text is not None:
         (tmp_path / "statm").write_text(text)
     assert resident_bytes(tmp_path / "statm") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the knobs are glibc's")
+def test_freed_memory_is_kept_where_the_c_library_can():
+    done = subprocess.run(
+        [sys.executable, "-c", "from service.runtime.memory import keep_freed; print(keep_freed())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "True\n"
+
+
+def test_another_system_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed()

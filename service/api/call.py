@@ -1,0 +1,67 @@
+"""What a request says beside its body: until when, how urgently, and whose it is."""
+
+from dataclasses import dataclass
+
+from starlette.types import Scope
+
+from service.api.access import ANYONE, Caller
+from service.api.conversation import exchange_of
+from service.api.schemas import MAX_DEADLINE_MS
+from service.engine.policy import Priority
+from service.errors import InvalidInput
+from service.settings import Settings
+
+PRIORITY = b"x-priority"
+DEADLINE = b"x-request-deadline-ms"
+_PRIORITIES: dict[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The circumstances of a request.
+
+    Attributes:
+        deadline: a moment of the event loop's clock, in seconds, or None.
+        priority: which items go first where there is a choice.
+        caller: whose it is.
+    """
+
+    deadline: float | None = None
+    priority: Priority = "normal"
+    caller: Caller = ANYONE
+
+
+def call_of(scope: Scope, arrived: float, deadline_ms: float | None, settings: Settings) -> Call:
+    """The circumstances of the request of `scope`.
+
+    Args:
+        scope: inside a conversation.
+        arrived: a moment of the event loop's clock, in seconds; what deadlines count from.
+        deadline_ms: what the body says; else the header `x-request-deadline-ms` counts, then the setting.
+        settings: the service's.
+    Raises: InvalidInput: one of the headers says what it may not.
+    """
+    exchange = exchange_of(scope)
+    headers = exchange.headers
+    if deadline_ms is None:
+        deadline_ms = _deadline_ms(headers[DEADLINE]) if DEADLINE in headers else settings.default_deadline_ms
+    deadline = None if deadline_ms is None else arrived + deadline_ms / 1e3
+    return Call(deadline, _priority(headers[PRIORITY]) if PRIORITY in headers else "normal", exchange.caller)
+
+
+def _deadline_ms(value: bytes) -> float:
+    try:
+        deadline_ms = float(value)
+    except ValueError:
+        deadline_ms = 0.0
+    # subtle: written so that NaN fails
+    if not 0 < deadline_ms <= MAX_DEADLINE_MS:
+        raise InvalidInput(f"the header {DEADLINE.decode()} must be a number above 0 and at most {MAX_DEADLINE_MS}")
+    return deadline_ms
+
+
+def _priority(value: bytes) -> Priority:
+    priority = _PRIORITIES.get(value.strip().lower())
+    if priority is None:
+        raise InvalidInput(f"the header {PRIORITY.decode()} must be high, normal or low")
+    return priority

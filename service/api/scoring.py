@@ -1,0 +1,255 @@
+"""The scores of passages for a query: each pair run as one sequence, or the embeddings of both compared.
+
+N passages, D embedding dimensions, W chunks of all passages together.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from service.api.call import Call
+from service.api.loading import Served
+from service.api.passages import Embedded, PassageKey, Reading, passage_keys
+from service.api.problems import told, wrong_field
+from service.api.schemas import RankBody
+from service.api.service import Inference, Service
+from service.errors import FieldProblem, InvalidInput, RunFailed, ServiceError, TooLarge
+from service.runtime.encode import TOO_LONG, Chunked, Encoder, Text, Truncate
+from service.runtime.heads import ExitPolicy, Floats, cosines, unit_rows
+from service.runtime.student import Outcome
+
+# above so many passages, arithmetic and sorting would hold the event loop for milliseconds
+MANY_PASSAGES = 64
+
+Ends = Sequence[Outcome | ServiceError]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A passage's raw score, the exit it came from, and what was read."""
+
+    raw: float
+    exit_index: int
+    reading: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of every passage, in the request's order, with what was read of the query where that is read alone."""
+
+    passages: Sequence[Scored | ServiceError]
+    query: Reading | None
+    ran: Inference
+
+
+async def score_pairs(service: Service, served: Served, body: RankBody, *, policy: ExitPolicy, call: Call) -> Scores:
+    """Run the query with each passage; of a passage in chunks the highest score counts.
+
+    Raises: as `ranking.rank`.
+    """
+    pairs = [(body.query, text) for text in ("", *(passage.text for passage in body.passages))]
+    (_, *read), tokenize_s = await _read(service, served, body, pairs, call)
+    refused = _refusals(service, served, body, read)
+    taken = [one for at, one in enumerate(read) if at not in refused]
+    ran = await _run(service, served, taken, policy=policy, call=call, tokenize_s=tokenize_s)
+    scored = iter(await aside(service, len(taken), partial(_scored, taken, ran)))
+    scores = [refused[at] if at in refused else next(scored) for at in range(len(read))]
+    return Scores(_settled(body, scores), None, ran)
+
+
+def _scored(read: Sequence[Chunked], ran: Inference) -> list[Scored | ServiceError]:
+    return [_best(ends, _reading(one)) for one, ends in zip(read, _grouped(ran, read), strict=True)]
+
+
+def _best(ends: Ends, reading: Reading) -> Scored | ServiceError:
+    best: Scored | None = None
+    for end in ends:
+        if isinstance(end, ServiceError):
+            return end
+        raw = float(end.raw)
+        if not np.isfinite(raw):
+            return RunFailed("the student computed no finite score for this passage")
+        if best is None or raw > best.raw:
+            best = Scored(raw, end.exit_index, reading)
+    assert best is not None, "a passage has at least one piece"
+    return best
+
+
+async def compare_embeddings(
+    service: Service, served: Served, body: RankBody, *, policy: ExitPolicy, call: Call
+) -> Scores:
+    """The cosines of the passages' embeddings with the query's; known passages are not computed again.
+
+    Raises: as `ranking.rank`.
+    """
+    texts = [passage.text for passage in body.passages]
+    keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
+    known = service.passages.get(served.handle, keys)
+    new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
+    read = dict(zip(new, each, strict=True))
+    refused = _refusals(service, served, body, [read.get(key) for key in keys])
+    too_long = {keys[at] for at in refused}
+    taken = {key: one for key, one in read.items() if key not in too_long}
+    ran = await _run(service, served, [query, *taken.values()], policy=policy, call=call, tokenize_s=tokenize_s)
+    (asked,), *ends = _grouped(ran, [query, *taken.values()])
+    vector = _query_vector(asked)
+    made = await aside(service, len(taken), partial(_embedded, taken, ends))
+    if service.students.serves(served):
+        service.passages.put(served.handle, ((key, one) for key, one in made.items() if isinstance(one, Embedded)))
+    compared = await aside(service, len(keys), partial(_compared, vector, {**known, **made}))
+    scores = [refused[at] if at in refused else compared[key] for at, key in enumerate(keys)]
+    return Scores(_settled(body, scores), _reading(query), ran)
+
+
+def _query_vector(end: Outcome | ServiceError) -> Floats:
+    """float32 [D], of length 1. Raises: ServiceError: there is none."""
+    if isinstance(end, RunFailed) or (isinstance(end, Outcome) and not np.isfinite(end.raw).all()):
+        detail = "the student computed no finite embedding for the query"
+        raise RunFailed(detail, errors=(FieldProblem("/query", detail),))
+    if isinstance(end, ServiceError):
+        raise end
+    return np.asarray(unit_rows(end.raw[None])[0])
+
+
+def _embedded(read: Mapping[PassageKey, Chunked], ends: Sequence[Ends]) -> dict[PassageKey, Embedded | ServiceError]:
+    return {key: _embedding(of, _reading(one)) for (key, one), of in zip(read.items(), ends, strict=True)}
+
+
+def _embedding(ends: Ends, reading: Reading) -> Embedded | ServiceError:
+    outcomes: list[Outcome] = []
+    for end in ends:
+        if isinstance(end, ServiceError):
+            return end
+        outcomes.append(end)
+    # subtle: a copy, since a row of a batch would keep the whole batch in memory as long as it is cached
+    raw = np.array([outcome.raw for outcome in outcomes], dtype=np.float32)
+    if not np.isfinite(raw).all():
+        return RunFailed("the student computed no finite embedding for this passage")
+    return Embedded(unit_rows(raw), outcomes[0].exit_index, reading)
+
+
+def _compared(
+    query: Floats, passages: Mapping[PassageKey, Embedded | ServiceError]
+) -> dict[PassageKey, Scored | ServiceError]:
+    """The highest cosine of each passage's chunks."""
+    entries = [one for one in passages.values() if isinstance(one, Embedded)]
+    best: list[float] = []
+    if entries:
+        starts = np.cumsum([0, *(len(one.vectors) for one in entries[:-1])])
+        each = cosines(query, np.concatenate([one.vectors for one in entries]))
+        best = np.maximum.reduceat(each, starts).tolist()
+    scores = iter(best)
+    return {
+        key: Scored(next(scores), one.exit_index, one.reading) if isinstance(one, Embedded) else one
+        for key, one in passages.items()
+    }
+
+
+def truncation(service: Service, body: RankBody) -> str:
+    """What is done with passages that are too long."""
+    return body.truncate or service.settings.default_truncate
+
+
+async def aside(service: Service, passages: int, work: Callable[[], T]) -> T:
+    """Do arithmetic about so many passages where it holds nobody up."""
+    return await service.tokenizing.aside(work) if passages > MANY_PASSAGES else work()
+
+
+class _Reader:
+    """Tokenizes a request's texts, of which the first is the query, or is read with it alone, and is never in chunks.
+
+    Owner: one tokenizing thread at a time.
+    """
+
+    def __init__(self, encoder: Encoder, truncate: str, *, most_pieces: int) -> None:
+        self._encoder, self._truncate, self._most_pieces = encoder, truncate, most_pieces
+        self._pieces = 0
+
+    def __call__(self, texts: Sequence[Text], first: int) -> list[Chunked]:
+        """Some of the texts, `first` being the place of the first of them. Raises: TooLarge."""
+        plain = len(texts) if self._truncate != "chunk" else int(first == 0)
+        cut: Truncate = "start" if self._truncate == "start" else "end"
+        whole = self._encoder.encode(texts[:plain], truncate=cut)
+        read = [Chunked((one,), tokens=one.tokens, kept=one.kept) for one in whole]
+        read += self._encoder.encode_chunks(texts[plain:])
+        self._pieces += sum(len(one.pieces) for one in read)
+        if self._pieces > self._most_pieces:
+            raise TooLarge(f"the passages fall into more than {self._most_pieces} chunks")
+        return read
+
+
+async def _read(
+    service: Service, served: Served, body: RankBody, texts: Sequence[Text], call: Call
+) -> tuple[list[Chunked], float]:
+    """Tokenize the query and whatever else is to be run.
+
+    Returns: what was read of each, and the seconds it took.
+    Raises: InvalidInput: the query alone is too long.
+    """
+    truncate = truncation(service, body)
+    reader = _Reader(served.student.encoder, truncate, most_pieces=service.settings.max_queue_items)
+    began = time.monotonic()
+    read = await service.tokenize(served, texts, reader, call=call)
+    tokenize_s = time.monotonic() - began
+    if truncate == "error" and read[0].kept < read[0].tokens:
+        raise wrong_field("/query", _too_long(served, read[0]))
+    return read, tokenize_s
+
+
+def _too_long(served: Served, read: Chunked) -> str:
+    return f"{read.tokens} tokens, more than the {served.manifest.max_tokens} this student takes"
+
+
+def _refusals(
+    service: Service, served: Served, body: RankBody, read: Sequence[Chunked | None]
+) -> dict[int, ServiceError]:
+    """The passages (by place) that may not be cut and would have to be.
+
+    Args:
+        read: of each passage; None: it is known already.
+    Raises: InvalidInput: there are some, and the request wants to fail as a whole.
+    """
+    if truncation(service, body) != "error":
+        return {}
+    long = {at: _too_long(served, one) for at, one in enumerate(read) if one and one.kept < one.tokens}
+    problems = {at: FieldProblem(f"/passages/{at}", detail) for at, detail in long.items()}
+    if problems and body.on_error == "fail":
+        raise InvalidInput(TOO_LONG, errors=told(list(problems.values())))
+    return {at: InvalidInput(problem.detail, errors=(problem,)) for at, problem in problems.items()}
+
+
+async def _run(
+    service: Service, served: Served, read: Sequence[Chunked], *, policy: ExitPolicy, call: Call, tokenize_s: float
+) -> Inference:
+    pieces = [piece for one in read for piece in one.pieces]
+    return await service.run(served, pieces, policy=policy, call=call, tokenize_s=tokenize_s)
+
+
+def _grouped(ran: Inference, read: Sequence[Chunked]) -> list[list[Outcome | ServiceError]]:
+    """What came of each text's pieces."""
+    ends = iter(item.end for item in ran.items)
+    return [[next(ends) for _ in one.pieces] for one in read]
+
+
+def _settled(body: RankBody, scores: Sequence[Scored | ServiceError]) -> Sequence[Scored | ServiceError]:
+    """The scores, the passages that broke the graph named. Raises: ServiceError: the request fails as a whole."""
+    settled = [
+        RunFailed(one.detail, errors=(FieldProblem(f"/passages/{at}", one.detail),))
+        if isinstance(one, RunFailed)
+        else one
+        for at, one in enumerate(scores)
+    ]
+    failed = next((one for one in settled if isinstance(one, ServiceError)), None)
+    if failed is not None and body.on_error == "fail":
+        raise failed
+    return settled
+
+
+def _reading(read: Chunked) -> Reading:
+    return Reading(read.tokens, read.kept, len(read.pieces), sum(piece.kept for piece in read.pieces))

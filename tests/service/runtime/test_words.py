@@ -1,0 +1,119 @@
+"""Remembered words give what the tokenizer gives, for every text that they take."""
+
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from service.runtime import words as module
+from service.runtime.encode import Encoder
+from service.runtime.words import Words, words_of
+
+VOCABULARY = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, *string.digits, *string.punctuation,
+    *(f"##{character}" for character in string.ascii_lowercase + string.digits), "good", "film", "##ing", "un", "##der",
+]  # fmt: skip
+
+
+def _bert(*, lowercase: bool = True, special: bool = True, added: tuple[str, ...] = ("[CLS]", "[SEP]")) -> Tokenizer:
+    vocabulary = {token: number for number, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(list(added))
+    if special:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+    return tokenizer
+
+
+KINDS = {"usual": _bert(), "cased": _bert(lowercase=False), "bare": _bert(special=False)}
+WORDS = {kind: words_of(tokenizer) for kind, tokenizer in KINDS.items()}
+WORDY = st.lists(
+    st.sampled_from(["Good", "FILMing", "under", "a", "x1", " ", "  ", "\n", "\t", ",", "don't", "[SEP]", "é"])
+)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@given(
+    text=st.text(st.characters(max_codepoint=0x17F)) | WORDY.map("".join) | st.text(st.sampled_from(string.printable))
+)
+def test_what_is_taken_is_what_the_tokenizer_gives(kind: str, text: str) -> None:
+    words, tokenizer = WORDS[kind], KINDS[kind]
+    assert words is not None
+    for _ in range(2):
+        found = words.ids(text)
+        assert found is None or found == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["", " ", "good film", "It isn't good, is it?\n", "x" * 120, "a-b_c@d.e", "1,000.50$"])
+def test_plain_text_is_taken(text: str) -> None:
+    for kind, words in WORDS.items():
+        assert words is not None
+        assert words.ids(text) == KINDS[kind].encode(text).ids
+
+
+@pytest.mark.parametrize("text", ["é", "good\x00film", "a\x7f", "a\x1cb", "[SEP]", "a [", "’", "x" * (1 << 12) + "x"])
+def test_other_text_is_not(text: str) -> None:
+    assert all(words is not None and words.ids(text) is None for words in WORDS.values())
+
+
+def _other(**parts: object) -> Tokenizer:
+    tokenizer = _bert()
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        _bert(added=("[CLS]", "[SEP]", "good")),
+        _other(pre_tokenizer=pre_tokenizers.Whitespace()),
+        _other(normalizer=normalizers.Lowercase()),
+        _other(model=models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]")),
+        _other(post_processor=processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))),
+        _other(post_processor=processors.TemplateProcessing(single="$A:1", pair="$A $B")),
+        _other(
+            post_processor=processors.TemplateProcessing(
+                single="[CLS] $A [SEP] $A", pair="$A $B", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            )
+        ),
+    ],
+)
+def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
+    assert words_of(tokenizer) is None
+
+
+def test_no_more_words_are_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WORDS", 3)
+    cut: list[str] = []
+
+    def note(word: str) -> list[int]:
+        cut.append(word)
+        return [len(word)]
+
+    words = Words(note, around=([9], []), lowercase=True)
+    for text in ("a bb a", "A", "ccc", "dddd", "a"):
+        words.ids(text)
+    assert cut == ["a", "bb", "ccc", "dddd", "a"]
+    assert words.ids("x" * 30) == words.ids("x" * 30) == [9, 30]
+    assert cut[-2:] == ["x" * 30] * 2
+
+
+def test_an_encoder_with_and_without_them(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(_bert().to_str())
+    with_words, without = (Encoder(tmp_path / "tokenizer.json", max_tokens=12, pad_id=0) for _ in range(2))
+    without._words = None
+    texts = ["good film", "", "é good", ("good", "film"), "good " * 40, "[SEP] x", "un-der"]
+    for truncate in ("end", "start"):
+        for one, other in zip(
+            with_words.encode(texts, truncate=truncate), without.encode(texts, truncate=truncate), strict=True
+        ):
+            assert one.input_ids.tolist() == other.input_ids.tolist()
+            assert one.token_type_ids.tolist() == other.token_type_ids.tolist()
+            assert (one.tokens, one.kept) == (other.tokens, other.kept)
