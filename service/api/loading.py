@@ -96,7 +96,7 @@ class Loader:
         """
         student = served.student
         weighed = [self._weigh(student, each) for each in self._candidates(student.manifest)]
-        choice = choices.decide(weighed)
+        choice = self._confirmed(student, choices.decide(weighed))
         self._remember(student.manifest, choice)
         told = {"backend": choice.candidate.backend, "precision": choice.candidate.precision, "why": choice.why}
         figures = "; ".join(_words(each) for each in weighed)
@@ -148,6 +148,16 @@ class Loader:
         except (BundleError, SettingsInvalid, RunFailed) as error:
             return replace(weighed, why_not=str(error))
         return replace(weighed, seconds=choices.text_s(costs, choices.reach(serving.manifest, candidate)))
+
+    def _confirmed(self, serving: Student, choice: choices.Choice) -> choices.Choice:
+        """The choice, if what it takes wins against what serves now when both run in turn."""
+        default = choices.Candidate(serving.backend, serving.precision)
+        if choice.candidate == default:
+            return choice
+        challenger = self._load(serving.bundle, choice.candidate, prove=False)[0]
+        ids = max((sample.input_ids for sample in serving.bundle.golden.samples), key=len)
+        saved = choices.runoff(serving, challenger, ids=ids, max_tokens=serving.manifest.max_tokens)
+        return choices.after_runoff(choice, default, saved)
 
     def _surroundings(self, manifest: Manifest) -> choices.Surroundings:
         settings = self._settings

@@ -12,14 +12,19 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
 
 from service.bundle.manifest import Manifest, dump_manifest
 from service.runtime import heads
 from service.runtime.cost import StageCost
+from service.runtime.encode import Encoded
+from service.runtime.heads import ExitPolicy
 from service.runtime.session import EXACT
 
 SCHEMA: Final = 1
@@ -30,6 +35,9 @@ QUALITY_LOSS: Final = 0.002
 # the load that a text's cost is taken for: some alone, some in batches, all of everyday length
 _ITEMS: Final = (1, 4, 16)
 _TOKENS: Final = 16
+_ROUNDS: Final = 7
+_MIXED_ITEMS: Final = (1, 1, 2, 3, 5, 8, 13)
+_MIXED_TOKENS: Final = 48
 _DISTRIBUTIONS: Final = {"cuda": "onnxruntime-gpu"}
 
 
@@ -163,6 +171,74 @@ def decide(weighed: Sequence[Weighed]) -> Choice:
     else:
         why = f"saves {saved:.0%} of a text's time against {default.candidate}"
     return Choice(best.candidate, why, tuple(weighed))
+
+
+class Contender(Protocol):
+    """What `runoff` needs of a student."""
+
+    def run(self, batch: Sequence[Encoded], policies: ExitPolicy, /) -> object:
+        """Answer a batch."""
+        ...
+
+    def policy(self, exit: Literal["default"] = "default", /) -> ExitPolicy:
+        """Its exits by default."""
+        ...
+
+
+def runoff(
+    default: Contender,
+    challenger: Contender,
+    *,
+    ids: Sequence[int],
+    max_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The share of the default's time that a challenger saves where both run the same batches in turn.
+
+    Costs measured one after the other are only as good as the machine was quiet, and say nothing of shapes that are
+    seen for the first time, which some backends plan anew: here every round has shapes of its own.
+
+    Args:
+        default, challenger: loaded, one thread at a time.
+        ids: a text's, from which the batches' texts are made.
+        max_tokens: the longest.
+        clock: monotonic seconds.
+    Returns: the median over the rounds; negative where the challenger is slower.
+    Raises: RunFailed: a graph failed.
+    """
+    random = np.random.default_rng(0)
+    sides = [(side, side.policy("default")) for side in (default, challenger)]
+    saved = []
+    for number in range(1 + _ROUNDS):
+        batches = [_mixed(random, ids, items, max_tokens) for items in _MIXED_ITEMS]
+        taken = []
+        for side, policy in sides if number % 2 else reversed(sides):
+            began = clock()
+            for batch in batches:
+                side.run(batch, policy)
+            taken.append(max(clock() - began, 1e-9))
+        ours, theirs = taken if number % 2 else reversed(taken)
+        saved.append(1 - theirs / ours)
+    return float(np.median(saved[1:]))
+
+
+def _mixed(random: np.random.Generator, ids: Sequence[int], items: int, max_tokens: int) -> list[Encoded]:
+    lengths = random.integers(min(4, max_tokens), min(_MIXED_TOKENS, max_tokens), size=items, endpoint=True)
+    texts = [np.resize(np.array(ids, dtype=np.int64), int(length)) for length in lengths]
+    return [Encoded(text, np.zeros_like(text), tokens=len(text), kept=len(text)) for text in texts]
+
+
+def after_runoff(choice: Choice, default: Candidate, saved: float) -> Choice:
+    """The choice, or the default one where the challenger saved too little when both ran in turn.
+
+    >>> both = Candidate("onnxruntime", "int8"), Candidate("openvino", "int8")
+    >>> after_runoff(Choice(both[1], "saves 30%"), both[0], saved=0.02).candidate.backend
+    'onnxruntime'
+    """
+    told = f"{choice.candidate} saves {saved:.0%} on mixed batches run in turn"
+    if saved < MARGIN:
+        return replace(choice, candidate=default, why=f"the default; {told}, less than {MARGIN:.0%}")
+    return replace(choice, why=f"{told} with {default}")
 
 
 @dataclass(frozen=True, slots=True)

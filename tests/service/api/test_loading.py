@@ -13,6 +13,7 @@ import pytest
 from service.api import loading
 from service.api.loading import Loader, graph_bytes, loader
 from service.errors import BackendUnavailable, GoldenMismatch, MemoryFull, RunFailed
+from service.runtime import choice as choices
 from service.runtime import session
 from service.runtime.cost import StageCost
 from service.runtime.student import Student
@@ -40,7 +41,12 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
         cost = prices.get((student.backend, student.precision), 1.0) / 1e3
         return (StageCost(cost, 0.0),) * len(student.manifest.stages)
 
+    def runoff(default: Student, challenger: Student, **_: object) -> float:
+        ours, theirs = (prices.get((side.backend, side.precision), 1.0) for side in (default, challenger))
+        return prices.get(("runoff", ""), 1 - theirs / ours)
+
     monkeypatch.setattr(loading, "measure", measure)
+    monkeypatch.setattr(choices, "runoff", runoff)
     return prices
 
 
@@ -111,10 +117,22 @@ class TestAuto:
         assert (ran_on(after), after.settled, after.version) == (("spare", "int8"), True, 1)
         assert after.handle is not before.handle
         assert after.card["backend"] == "spare"
-        assert after.card["chosen"]["why"].startswith("saves 7")
+        assert after.card["chosen"]["why"].startswith("int8 on spare saves 80%")
         (chosen,) = [record.fields for record in caplog.records if record.message == "chosen"]  # type: ignore[attr-defined]
         assert chosen["backend"] == "spare"
         assert "int8 on spare: 175 us a text" in chosen["weighed"]
+
+    def test_what_does_not_win_in_turn_is_not_taken(
+        self, make_loader: MakeLoader, priced: dict[tuple[str, str], float]
+    ) -> None:
+        priced["spare", "int8"] = 0.2
+        priced["runoff", ""] = 0.05
+        load = make_loader()
+        before = load("toy", 1)
+        after = load.improve(before)
+        assert after.handle is before.handle
+        assert after.settled
+        assert after.card["chosen"]["why"].startswith("the default; int8 on spare saves 5%")
 
     def test_exits_are_part_of_the_price(self, make_loader: MakeLoader, priced: dict[tuple[str, str], float]) -> None:
         # without a certificate every text goes through both stages: 2 × 0.75 is as much as 1 + 0.5

@@ -13,6 +13,7 @@ from service.runtime.choice import (
     Candidate,
     Choice,
     Weighed,
+    after_runoff,
     candidates,
     decide,
     default_cache_dir,
@@ -20,10 +21,12 @@ from service.runtime.choice import (
     reach,
     remember,
     remembered,
+    runoff,
     surroundings,
     text_s,
 )
 from service.runtime.cost import StageCost
+from service.runtime.heads import ExitPolicy
 
 ORT8, ORT32 = Candidate("onnxruntime", "int8"), Candidate("onnxruntime", "fp32")
 OV8, OV32 = Candidate("openvino", "int8"), Candidate("openvino", "fp32")
@@ -213,3 +216,48 @@ class TestPlaces:
         assert one == told("model name : Fast 9\nflags : amx avx2\n") != told("model name : Fast 9\nflags : avx2\n")
         assert told("Features : asimd bf16\n") != told("Features : asimd\n")
         assert processor(tmp_path / "absent")
+
+
+class Scripted:
+    """A side of a runoff that takes so many seconds a token, and writes down what it ran."""
+
+    def __init__(self, clock: "Clock", token_s: float) -> None:
+        self._clock, self._token_s = clock, token_s
+        self.shapes: list[tuple[int, ...]] = []
+
+    def policy(self, exit: str = "default", /) -> ExitPolicy:
+        return ExitPolicy(())
+
+    def run(self, batch, policies, /) -> None:
+        self.shapes.append(tuple(item.kept for item in batch))
+        self._clock.now += self._token_s * sum(self.shapes[-1])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestRunoff:
+    def test_both_run_the_same_batches_of_many_shapes(self):
+        clock = Clock()
+        ours, theirs = Scripted(clock, 2.0), Scripted(clock, 1.0)
+        saved = runoff(ours, theirs, ids=[1, 2, 3], max_tokens=32, clock=clock)
+        assert saved == pytest.approx(0.5)
+        assert ours.shapes == theirs.shapes
+        assert len(set(ours.shapes)) > len(ours.shapes) / 2
+        assert max(map(max, ours.shapes)) <= 32
+
+    def test_a_slower_challenger_saves_less_than_nothing(self):
+        clock = Clock()
+        assert runoff(Scripted(clock, 1.0), Scripted(clock, 2.0), ids=[1], max_tokens=8, clock=clock) == -1.0
+
+    @pytest.mark.parametrize(("saved", "backend"), [(0.5, "openvino"), (0.099, "onnxruntime"), (-1.0, "onnxruntime")])
+    def test_the_challenger_must_save_the_margin(self, saved, backend):
+        default, challenger = Candidate("onnxruntime", "int8"), Candidate("openvino", "int8")
+        choice = after_runoff(Choice(challenger, ""), default, saved)
+        assert choice.candidate.backend == backend
+        assert f"saves {saved:.0%}" in choice.why
