@@ -15,6 +15,7 @@ from service.api.loading import loader
 from service.api.students import Students
 from service.errors import GraphMismatch
 from service.metrics import Metrics
+from service.runtime import choice as choices
 from service.runtime import session
 from service.runtime.cost import StageCost
 from service.settings import load_settings
@@ -288,6 +289,7 @@ class TestImprovement:
         both = dict.fromkeys(("onnxruntime", "spare"), session.BACKENDS["onnxruntime"])
         monkeypatch.setattr(session, "BACKENDS", both)
         monkeypatch.setattr(loading, "measure", measure)
+        monkeypatch.setattr(choices, "runoff", lambda *_, **__: 0.9)
 
     @pytest.fixture
     def begin(self, start: Any, tmp_path: Path) -> Callable[..., Any]:
@@ -302,7 +304,7 @@ class TestImprovement:
             assert served.handle is not first.handle or first.student.backend == "spare"
             assert (await _ask(app)).status_code == 200
             (card,) = (await app.client.get("/v1/models/toy")).json()["versions"]
-            assert (card["backend"], card["chosen"]["why"][:5]) == ("spare", "saves")
+            assert (card["backend"], card["chosen"]["why"][:23]) == ("spare", "int8 on spare saves 90%")
             info = 'understudy_student_info{backend="%s",model="toy",precision="int8",task="classify",version="1"}'
             assert [await app.metric(info % backend) for backend in ("onnxruntime", "spare")] == [None, 1]
             assert await app.metric('understudy_student_memory_bytes{model="toy",version="1"}') == card["memory_bytes"]
