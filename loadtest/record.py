@@ -94,10 +94,6 @@ class Sample:
         """The chosen rows."""
         return Sample(*(getattr(self, name)[chosen] for name in self.__slots__))
 
-    def intended_from(self, moment_s: float) -> "Sample":
-        """Without the warm-up."""
-        return self.where(self.intended >= moment_s)
-
     @property
     def latency_ms(self) -> Floats:
         """From the moment each request was meant to be sent to its answer's end."""

@@ -15,8 +15,6 @@ from service.errors import FieldProblem, InvalidInput, Malformed, TooLarge
 MAX_POINTER_CHARACTERS = 256
 # far above what any body has; checking a million unknown fields would hold the event loop for seconds
 MAX_FIELDS = 1024
-# of which a request may have `max_items`
-ITEM_FIELDS = ("inputs", "passages")
 
 B = TypeVar("B", bound=AnyBody)
 
