@@ -21,7 +21,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from models.compress.products import Product, find_products
-from models.compress.ranges import Feeds, Observed, Range, observe
+from models.compress.ranges import SAMPLE_VALUES, Feeds, Range, observe
+from models.compress.smoothing import Smoothing, least_error
 
 WEIGHT_LEVELS = 127
 """Largest magnitude of an s8 weight; -128 is not used, so that the scale is symmetric."""
@@ -33,23 +34,16 @@ class Int8Settings:
 
     Attributes:
         percentile: of the calibration values, 50 < percentile <= 100: a range leaves out what lies beyond.
-        smoothing: 0 to 1, how much of the differences between an activation's channels moves into the weights before
-            both are rounded (SmoothQuant's alpha); 0 moves nothing and adds no work.
+        smoothings: ways to move differences between an activation's channels into the weights; each input gets the
+            one with the least error on the calibration rows. None moves nothing and adds no work.
         keep: weights (by initializer name) whose products stay float32.
-        narrowing: percentile and smoothing of products with fewer outputs than inputs, where they differ: in an
-            encoder these read what an activation function wrote, which has few and large outliers.
+        sample_values: values kept of the widest activation, for percentiles and errors.
     """
 
     percentile: float = 99.99
-    smoothing: float = 0.0
+    smoothings: tuple[Smoothing, ...] = ()
     keep: frozenset[str] = frozenset()
-    narrowing: tuple[float, float] | None = None
-
-    def of(self, weights: Iterable[npt.NDArray[np.float32]]) -> tuple[float, float]:
-        """Percentile and smoothing of an input that these weights, each float32 [K, N], multiply."""
-        if self.narrowing is not None and all(weight.shape[0] > weight.shape[1] for weight in weights):
-            return self.narrowing
-        return self.percentile, self.smoothing
+    sample_values: int = SAMPLE_VALUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +52,11 @@ class QuantisedWeight:
 
     levels: npt.NDArray[np.int8]
     scales: npt.NDArray[np.float32]
+
+    @property
+    def restored(self) -> npt.NDArray[np.float32]:
+        """float32 [K, N]: what the integer kernel multiplies with."""
+        return np.asarray(self.levels * self.scales, np.float32)
 
 
 def quantise_weight(weight: npt.NDArray[np.float32]) -> QuantisedWeight:
@@ -124,26 +123,21 @@ def _measured_plans(
     candidates = [product for product in products if product.name not in settings.keep]
     if not candidates:
         return []
-    seen = observe(model, tensors=[product.source for product in candidates], feeds=feeds)
+    sources = [product.source for product in candidates]
+    seen = observe(model, tensors=sources, feeds=feeds, sample_values=settings.sample_values)
     by_token = [product for product in candidates if not seen[product.source].per_item]
     divisors, spans = {}, {}
     for source in {product.source for product in by_token}:
         weights = [product.weight for product in by_token if product.source == source]
-        percentile, smoothing = settings.of(weights)
-        divisors[source] = _divisors(weights, seen[source], smoothing)
-        spans[source] = seen[source].scaled(divisors[source]).clipped(percentile)
+        divisors[source] = least_error(
+            settings.smoothings,
+            seen[source],
+            weights,
+            percentile=settings.percentile,
+            rounding=lambda weight: quantise_weight(weight).restored,
+        )
+        spans[source] = seen[source].scaled(divisors[source]).clipped(settings.percentile)
     return [_Plan(product, spans[product.source], divisors[product.source]) for product in by_token]
-
-
-def _divisors(
-    weights: list[npt.NDArray[np.float32]], seen: Observed, smoothing: float
-) -> npt.NDArray[np.float32] | None:
-    """float32 [K]: an input's peaks against the peaks of its weights, evened out by `smoothing`; None: not at all."""
-    if smoothing <= 0:
-        return None
-    peaks = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-    factors = np.maximum(seen.channels, 1e-5) ** smoothing / np.maximum(peaks, 1e-5) ** (1 - smoothing)
-    return np.asarray(factors / np.exp(np.log(factors).mean()), np.float32)
 
 
 def _rewritten(model: onnx.ModelProto, plans: list[_Plan]) -> onnx.ModelProto:

@@ -127,13 +127,16 @@ class Recorder:
         return Observed(np.concatenate(self.parts), self.low, self.high, self.channels, self.per_item)
 
 
-def observe(model: onnx.ModelProto, *, tensors: Sequence[str], feeds: Iterable[Feeds]) -> dict[str, Observed]:
+def observe(
+    model: onnx.ModelProto, *, tensors: Sequence[str], feeds: Iterable[Feeds], sample_values: int = SAMPLE_VALUES
+) -> dict[str, Observed]:
     """Run a graph on real rows and record the values of some of its inner float tensors.
 
     Args:
         model: a float32 graph.
         tensors: names of inputs or inner tensors to watch, [..., K].
         feeds: batches for the graph; `attention_mask` [B, T], where among them, says which tokens are padding.
+        sample_values: at most so many are kept of the widest tensor.
     Returns: what was seen, by tensor.
     Raises: ValueError: there are no batches.
     """
@@ -142,7 +145,7 @@ def observe(model: onnx.ModelProto, *, tensors: Sequence[str], feeds: Iterable[F
         raise ValueError("calibration needs at least one batch of rows")
     inner = [name for name in dict.fromkeys(tensors) if name not in batches[0]]
     session = _session_with_outputs(model, inner)
-    recorders = {name: Recorder(share=_share(model, batches)) for name in dict.fromkeys(tensors)}
+    recorders = {name: Recorder(share=_share(model, batches, sample_values)) for name in dict.fromkeys(tensors)}
     wanted = {entry.name for entry in session.get_inputs()}
     for batch in batches:
         mask = batch.get("attention_mask")
@@ -153,11 +156,11 @@ def observe(model: onnx.ModelProto, *, tensors: Sequence[str], feeds: Iterable[F
     return {name: recorder.finish() for name, recorder in recorders.items()}
 
 
-def _share(model: onnx.ModelProto, batches: Sequence[Feeds]) -> float:
-    """The share of values to keep, so that the widest tensor stays within `SAMPLE_VALUES`."""
+def _share(model: onnx.ModelProto, batches: Sequence[Feeds], sample_values: int) -> float:
+    """The share of values to keep, so that the widest tensor stays within `sample_values`."""
     tokens = sum(next(iter(batch.values())).shape[0] * next(iter(batch.values())).shape[1] for batch in batches)
     widest = max((max(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 2), default=1)
-    return float(min(1.0, SAMPLE_VALUES / (tokens * min(widest, 4096))))
+    return float(min(1.0, sample_values / (tokens * min(widest, 4096))))
 
 
 def _session_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnxruntime.InferenceSession:

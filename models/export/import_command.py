@@ -38,10 +38,10 @@ def command(
         Path, typer.Option("--store", envvar="UNDERSTUDY_STORE", help="The store's directory, made if missing.")
     ],
     calibration: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="Rows to make the int8 scales from: JSONL, CSV or Parquet with `text`; for rank JSONL with `query` "
-            "and `passages`."
+            "and `passages`. Given several times, the files share the rows evenly."
         ),
     ] = None,
     alias: Annotated[str, typer.Option(help="The alias that the new version gets.")] = "production",
@@ -55,7 +55,8 @@ def command(
         task: classify, embed or rank. A ranker with one label scores pairs; any other model ranks by its embeddings.
         name: of the student.
         store: where to publish.
-        calibration: rows for the static int8 scales; without them the bundle is fp32 only.
+        calibration: files of rows for the static int8 scales, best like those to be served; without them the bundle
+            is fp32 only.
         alias: moved to the new version.
         max_tokens: longest sequence, special tokens included.
         pairs: only for classify.
@@ -67,7 +68,7 @@ def command(
     if pairs and task is not ImportTask.classify:
         raise ImportRefused("--pairs: only a classifier is told to read pairs")
     imported = load_source(source, task=task.value, max_tokens=max_tokens, pairs=pairs)
-    rows = _calibration(calibration, task, imported.pairs) if calibration is not None else None
+    rows = _calibration(calibration, task, imported.pairs) if calibration else None
     with tempfile.TemporaryDirectory(prefix="understudy-import-") as work:
         report = import_model(imported, name=name, task=task.value, work=Path(work), calibration=rows)
         store.mkdir(parents=True, exist_ok=True)
@@ -76,13 +77,18 @@ def command(
         typer.echo(line)
 
 
-def _calibration(path: Path, task: ImportTask, pairs: bool) -> Calibration:
-    texts = _ranked_texts(path, pairs) if task is ImportTask.rank else _texts(path, task, pairs)
-    if len(texts) < 2:
-        raise ImportRefused(f"{path}: at least two rows are needed")
-    chosen = spread(texts, 2 * CALIBRATION_ROWS)
-    entry = file_entry(path)
-    return Calibration(chosen, DataSource(role="calibration", name=path.name, sha256=entry.sha256, rows=len(chosen)))
+def _calibration(paths: list[Path], task: ImportTask, pairs: bool) -> Calibration:
+    chosen: list[Text] = []
+    sources: list[DataSource] = []
+    for path in paths:
+        texts = _ranked_texts(path, pairs) if task is ImportTask.rank else _texts(path, task, pairs)
+        if len(texts) < 2:
+            raise ImportRefused(f"{path}: at least two rows are needed")
+        taken = spread(texts, max(2, 2 * CALIBRATION_ROWS // len(paths)))
+        chosen.extend(taken)
+        sha256 = file_entry(path).sha256
+        sources.append(DataSource(role="calibration", name=path.name, sha256=sha256, rows=len(taken)))
+    return Calibration(tuple(chosen), tuple(sources))
 
 
 def _texts(path: Path, task: ImportTask, pairs: bool) -> list[Text]:

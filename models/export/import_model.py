@@ -14,6 +14,7 @@ import onnx
 from models.compress.int8 import Int8Settings
 from models.compress.pipeline import final_outputs, quantise_stages
 from models.compress.receipt import Receipt, make_receipt
+from models.compress.smoothing import capped, evened
 from models.compress.token_table import quantise_token_table
 from models.export.bundle import BundleParts, write_draft
 from models.export.families import ImportRefused
@@ -26,9 +27,12 @@ from service.bundle.manifest import DataSource, Exit, Task
 from service.errors import BundleError
 from service.runtime.encode import Encoder, Text, pad
 
-INT8: Final = Int8Settings(percentile=99.99, smoothing=0.6, narrowing=(99.999, 0.75))
-"""Wide models hold a few large channels; part of them moves into the weights (MiniLM, 512 texts: mean cosine to
-float32 0.995 with one setting for all products, 0.998 with another for the narrowing ones)."""
+INT8: Final = Int8Settings(
+    percentile=99.999,
+    smoothings=(*map(evened, (0.6, 0.7, 0.8, 0.9)), *map(capped, (1.0, 1.5, 2.0, 3.0))),
+    sample_values=6_000_000,
+)
+"""Wide models hold a few large channels; part of them moves into the weights, how much is measured for each input."""
 
 CALIBRATION_ROWS: Final = 512
 _BATCH_ITEMS: Final = 16
@@ -40,7 +44,7 @@ class Calibration:
     """Rows for the static scales, and where they come from."""
 
     texts: tuple[Text, ...]
-    source: DataSource
+    sources: tuple[DataSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ def _parts(
         provenance=make_provenance(
             "import",
             teacher=f"{imported.source}, weights sha256 {imported.weights_sha256}",
-            data=() if calibration is None else (calibration.source,),
+            data=() if calibration is None else calibration.sources,
             notes=(*imported.notes, *(() if fidelity is None else (fidelity.line(),))),
         ),
     )

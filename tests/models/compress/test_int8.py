@@ -13,6 +13,7 @@ from onnx import helper
 
 from models.compress.int8 import Int8Settings, quantise_static, quantise_weight
 from models.compress.ranges import Range
+from models.compress.smoothing import capped, evened
 from models.export.stages import ExportedStage, check_graph
 
 EXACT = Int8Settings(percentile=100)
@@ -102,20 +103,13 @@ def test_smoothing_helps_where_one_channel_is_far_larger(matmul: Path, tmp_path:
         return values
 
     errors = []
-    for alpha in (0.0, 0.5):
-        int8 = tmp_path / f"{alpha}.onnx"
-        settings = Int8Settings(percentile=100, smoothing=alpha)
+    for number, smoothings in enumerate([(), (evened(0.5),), (capped(1e6), evened(0.5), capped(2.0))]):
+        int8 = tmp_path / f"{number}.onnx"
+        settings = Int8Settings(percentile=100, smoothings=smoothings)
         quantise_static(matmul, int8, feeds=[{"x": wide(0)}], settings=settings)
         errors.append(np.abs(run(int8, x=wide(1))[0] - run(matmul, x=wide(1))[0]).mean())
     assert errors[1] < errors[0] / 2
-
-
-def test_narrowing_products_have_settings_of_their_own():
-    settings = Int8Settings(percentile=99.0, smoothing=0.2, narrowing=(99.9, 0.7))
-    wide, narrow = np.zeros((4, 8), np.float32), np.zeros((8, 4), np.float32)
-    assert settings.of([narrow]) == (99.9, 0.7)
-    assert settings.of([wide]) == settings.of([wide, narrow]) == (99.0, 0.2)
-    assert Int8Settings(percentile=99.0, smoothing=0.2).of([narrow]) == (99.0, 0.2)
+    assert errors[2] < errors[0] / 2
 
 
 def test_trained_ranges_are_used_as_they_are(matmul: Path, tmp_path: Path):

@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_an_encoder_is_published_as_an_embedder_with_both_precisions(save_model, data: Path, tmp_path: Path, capsys):
     store = tmp_path / "store"
-    command(str(save_model()), ImportTask.embed, "tiny", store, calibration=data)
+    command(str(save_model()), ImportTask.embed, "tiny", store, calibration=[data])
     bundle = Store(store).open("tiny", 1)
     manifest = bundle.manifest
     assert Store(store).resolve("tiny").version == 1
@@ -78,7 +78,7 @@ def test_a_pair_classifier(classifier: Path, tmp_path: Path):
     pairs = tmp_path / "pairs.jsonl"
     rows = [{"text": text, "text_pair": other} for text, other in itertools.pairwise(TEXTS)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command(str(classifier), ImportTask.classify, "pairs", tmp_path / "store", calibration=pairs, pairs=True)
+    command(str(classifier), ImportTask.classify, "pairs", tmp_path / "store", calibration=[pairs], pairs=True)
     bundle = Store(tmp_path / "store").open("pairs", 1)
     assert (bundle.manifest.pairs, bundle.manifest.labels) == ("joint", ("no", "yes"))
     assert all(sample.text_pair is not None for sample in bundle.golden.samples)
@@ -89,7 +89,7 @@ def test_a_pair_classifier(classifier: Path, tmp_path: Path):
 
 def test_pairs_need_rows_of_pairs(classifier: Path, data: Path, tmp_path: Path):
     with pytest.raises(ImportRefused, match="--pairs needs rows with text_pair"):
-        command(str(classifier), ImportTask.classify, "pairs", tmp_path / "store", calibration=data, pairs=True)
+        command(str(classifier), ImportTask.classify, "pairs", tmp_path / "store", calibration=[data], pairs=True)
 
 
 @pytest.mark.parametrize("name", ["Tiny", "", "a/b", "-x"])
@@ -110,8 +110,16 @@ def test_bad_rows_are_refused(content: str, why: str, save_model, tmp_path: Path
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises((DataInvalid, ImportRefused), match=why):
-        command(str(save_model()), ImportTask.embed, "tiny", tmp_path / "store", calibration=path)
+        command(str(save_model()), ImportTask.embed, "tiny", tmp_path / "store", calibration=[path])
     assert not (tmp_path / "store").exists()
+
+
+def test_several_files_of_rows_share_the_scales_evenly(save_model, data: Path, tmp_path: Path):
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": f"it is number {i}"}) + "\n" for i in range(2000)))
+    command(str(save_model()), ImportTask.embed, "tiny", tmp_path / "store", calibration=[data, more])
+    bundle = Store(tmp_path / "store").open("tiny", 1)
+    assert [(one.name, one.rows) for one in bundle.manifest.provenance.data] == [("rows.jsonl", 9), ("more.jsonl", 512)]
 
 
 def test_a_refused_model_leaves_no_store_and_one_line(tmp_path: Path):

@@ -68,7 +68,7 @@ def test_a_cross_encoder_scores_pairs_as_its_own_code_does(family, save_model, v
 
 def test_with_rankings_there_is_int8_and_it_keeps_the_scores(save_model, vocabulary, rankings, tmp_path, capsys):
     directory = save_model(_config(vocabulary), kind="AutoModelForSequenceClassification")
-    command(str(directory), ImportTask.rank, "judge", tmp_path / "store", calibration=rankings)
+    command(str(directory), ImportTask.rank, "judge", tmp_path / "store", calibration=[rankings])
     bundle = Store(tmp_path / "store").open("judge", 1)
     assert bundle.manifest.default_precision == "int8"
     assert [(one.role, one.rows) for one in bundle.manifest.provenance.data] == [("calibration", 36)]
@@ -84,7 +84,7 @@ def test_with_rankings_there_is_int8_and_it_keeps_the_scores(save_model, vocabul
 
 def test_an_encoder_ranks_by_its_embeddings(save_model, rankings, tmp_path):
     directory = save_model()
-    command(str(directory), ImportTask.rank, "near", tmp_path / "store", calibration=rankings)
+    command(str(directory), ImportTask.rank, "near", tmp_path / "store", calibration=[rankings])
     bundle = Store(tmp_path / "store").open("near", 1)
     manifest = bundle.manifest
     assert (manifest.task, manifest.pairs, manifest.exits[-1].output) == ("rank", "separate", "embedding")
@@ -155,4 +155,4 @@ def test_rows_of_another_form_are_refused(save_model, vocabulary, tmp_path):
     rows.write_text('{"text": "one"}\n{"text": "two"}\n')
     directory = save_model(_config(vocabulary), kind="AutoModelForSequenceClassification")
     with pytest.raises(Exception, match="field 'query': missing"):
-        command(str(directory), ImportTask.rank, "judge", tmp_path / "store", calibration=rows)
+        command(str(directory), ImportTask.rank, "judge", tmp_path / "store", calibration=[rows])
