@@ -137,7 +137,8 @@ def _answers(job: Job, stepped: Stepped) -> Report:
     raws, exit_index = stepped.raw[stepped.leaves], stepped.exit_index
     results: list[Outcome | ServiceError]
     if np.isfinite(raws).all():
-        results = _outcomes(job.runner.pipeline.exits[exit_index], exit_index, raws)
+        sure = None if stepped.sure is None else stepped.sure[stepped.leaves]
+        results = _outcomes(job.runner.pipeline.exits[exit_index], exit_index, raws, sure)
     else:
         finite = np.asarray(np.isfinite(raws).reshape(len(raws), -1).all(axis=1))
         results = [
@@ -147,11 +148,15 @@ def _answers(job: Job, stepped: Stepped) -> Report:
     return Report(stepped.rows[stepped.leaves].tolist(), results, stepped)
 
 
-def _outcomes(leave: Exit, exit_index: int, raws: Floats) -> list[Outcome | ServiceError]:
+def _outcomes(leave: Exit, exit_index: int, raws: Floats, sure: Doubles | None) -> list[Outcome | ServiceError]:
     if leave.output != "logits":
         return [Outcome(exit_index, raw) for raw in raws]
-    found = likeliest(raws, temperature=leave.temperature)
-    return [Outcome(exit_index, *each) for each in zip(raws, found.places, found.probabilities, strict=True)]
+    if sure is None:
+        found = likeliest(raws, temperature=leave.temperature)
+        places, probabilities = found.places, found.probabilities
+    else:
+        places, probabilities = raws.argmax(axis=-1).tolist(), sure.tolist()
+    return [Outcome(exit_index, *each) for each in zip(raws, places, probabilities, strict=True)]
 
 
 Post = Callable[[Report | None, BaseException | None], None]

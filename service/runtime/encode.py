@@ -98,6 +98,8 @@ class Encoder:
         if self._tokenizer.num_special_tokens_to_add(False) > max_tokens:
             raise GraphMismatch(f"tokenizer: its special tokens alone exceed max_tokens = {max_tokens}")
         self._words = words_of(self._tokenizer)
+        self._no_types = np.zeros(max_tokens, dtype=np.int64)
+        self._no_types.flags.writeable = False
 
     def encode(self, texts: Sequence[Text], *, truncate: Truncate = "end") -> list[Encoded]:
         """Turn texts into ids; each result depends on its own text only.
@@ -127,10 +129,10 @@ class Encoder:
         if self._words is None or not isinstance(text, str):
             return None
         ids = self._words.ids(text)
-        if not ids or len(ids) > self.max_tokens:
+        if ids is None or not 0 < len(ids) <= self.max_tokens:
             return None
         tokens = len(ids)
-        return Encoded(np.array(ids, dtype=np.int64), np.zeros(tokens, dtype=np.int64), tokens=tokens, kept=tokens)
+        return Encoded(ids, self._no_types[:tokens], tokens, tokens)
 
     def _cut(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
         """What the tokenizer makes of texts, `places` being theirs in the request."""

@@ -57,7 +57,7 @@ class LabelAnswer:
 def _powers(logits: npt.NDArray[np.floating], temperature: float) -> Doubles:
     """e to the scaled logits, each row's largest being e ** 0 = 1."""
     scaled = logits.astype(np.float64)
-    scaled -= scaled.max(axis=-1, keepdims=True)
+    scaled -= np.maximum.reduce(scaled, axis=-1, keepdims=True)
     scaled /= temperature
     return np.exp(scaled, out=scaled)
 
@@ -114,7 +114,7 @@ def certainty(logits: Floats, *, temperature: float, rule: Confidence) -> Double
         return confidence(softmax(logits, temperature=temperature), rule)
     # subtle: the largest power is exactly 1, so that the largest probability is 1 over the sum
     with np.errstate(invalid="ignore"):
-        return np.asarray(1.0 / _powers(logits, temperature).sum(axis=-1))
+        return np.asarray(1.0 / np.add.reduce(_powers(logits, temperature), axis=-1))
 
 
 def leaving(scores: Doubles, policy: ExitPolicy, exit_index: int) -> Flags:

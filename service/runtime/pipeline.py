@@ -4,10 +4,11 @@ Pure numpy; the graphs themselves are run by a function that the caller gives. `
 through `Pass`, so that they cannot differ. B items, T tokens, H hidden, C labels; n items still on their way.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,9 @@ from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
-RunStage = Callable[[int, Mapping[str, Array]], Mapping[str, Array]]
+RunStage = Callable[[int, Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
+# a threshold at which an exit is computed and nobody leaves; at None it is not computed
+UNREACHED: Final = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class StagePlan:
         id: the manifest's stage id.
         inputs: (tensor name, source) pairs to feed.
         writes: (tensor name, source) of the outputs that later stages read.
+        names: of those outputs...
+        names_with_exit: ...and of the exit's as well.
         carried: everything that later stages read.
         exit_index: which exit lies here, or None.
         leave: that exit.
@@ -46,6 +51,8 @@ class StagePlan:
     id: str
     inputs: tuple[tuple[str, str], ...]
     writes: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
+    names_with_exit: tuple[str, ...]
     carried: tuple[Carried, ...]
     exit_index: int | None
     leave: Exit | None
@@ -71,10 +78,15 @@ def _stage_plan(manifest: Manifest, place: int) -> StagePlan:
     later = {source for following in manifest.stages[place + 1 :] for source in following.inputs.values()}
     before = [f"{s.id}.{name}" for s in manifest.stages[: place + 1] for name in s.outputs]
     exits = [i for i, leave in enumerate(manifest.exits) if leave.stage == stage.id]
+    writes = tuple((name, f"{stage.id}.{name}") for name in stage.outputs if f"{stage.id}.{name}" in later)
+    names = tuple(name for name, _ in writes)
+    left = {manifest.exits[i].output for i in exits}
     return StagePlan(
         id=stage.id,
         inputs=tuple(stage.inputs.items()),
-        writes=tuple((name, f"{stage.id}.{name}") for name in stage.outputs if f"{stage.id}.{name}" in later),
+        writes=writes,
+        names=names,
+        names_with_exit=tuple(name for name in stage.outputs if name in left or name in names),
         carried=tuple(Carried(s, _has_tokens(manifest, s)) for s in (*TOKEN_INPUTS, *before) if s in later),
         exit_index=exits[0] if exits else None,
         leave=manifest.exits[exits[0]] if exits else None,
@@ -97,7 +109,8 @@ class Stepped:
         rows: int64 [n], the items' places in the batch as it began.
         leaves: bool [n], who is answered here.
         leaving: how many that are.
-        raw: float32 [n, ...], this exit's raw output of all n; None where the stage has no exit.
+        raw: float32 [n, ...], this exit's raw output of all n; None where the stage has no exit, or nobody may leave.
+        sure: float64 [n], the largest probability of each; None: that was not worked out.
         exit_index: which exit that is.
         longest: the longest item's length.
         real_tokens: the items' own lengths together.
@@ -109,6 +122,7 @@ class Stepped:
     leaves: Flags
     leaving: int
     raw: Floats | None
+    sure: Doubles | None
     exit_index: int | None
     longest: int
     real_tokens: int
@@ -131,7 +145,8 @@ class _BatchPolicy:
         """The threshold, or each item's; None where nobody leaves."""
         if isinstance(self.thresholds, tuple):
             return self.thresholds[exit_index]
-        return np.asarray(self.thresholds[:, exit_index])
+        column = np.asarray(self.thresholds[:, exit_index])
+        return None if np.isnan(column).all() else column
 
     def select(self, kept: Rows) -> "_BatchPolicy":
         """Those of the items kept."""
@@ -195,7 +210,8 @@ class Pass:
 
         Args:
             pipeline: the student's.
-            run_stage: (stage index, feeds by tensor name) to outputs by tensor name; raises RunFailed.
+            run_stage: (stage index, feeds by tensor name, outputs wanted) to outputs by tensor name, more than those
+                if it likes; raises RunFailed.
             feeds: `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, T], padded on the right.
             policies: one for the whole batch, or one for each item.
             clock: seconds, by which runs are timed.
@@ -207,6 +223,7 @@ class Pass:
         self._policy = _batch_policy(policies)
         self._lengths: list[int] = feeds["attention_mask"].sum(axis=1).tolist()
         self._longest: int = max(self._lengths)
+        self._beyond: Flags | None = None
         self.rows: Rows = np.arange(len(self._lengths))
         self.stage = 0
 
@@ -222,6 +239,7 @@ class Pass:
             merged._policy = _merged_policy(passes)
             merged._lengths = [length for going in passes for length in going._lengths]
             merged._longest = max(going._longest for going in passes)
+            merged._beyond = None
             merged._state = {c.source: merged._joined(c, passes) for c in merged._carried()}
         merged.rows = np.arange(len(merged._lengths))
         return merged
@@ -257,22 +275,40 @@ class Pass:
             RunFailed: the graph failed, or wrote another number of items. The pass is as it was: `halves` may go on.
         """
         plan = self._pipeline.stages[self.stage]
+        leave = self._open_exit(plan)
         began = self._clock()
-        outputs = self._run_stage(self.stage, {tensor: self._state[source] for tensor, source in plan.inputs})
+        outputs = self._outputs(plan, leave)
         run_s = self._clock() - began
-        raw = None if plan.leave is None else outputs[plan.leave.output]
-        if raw is not None and len(raw) != len(self.rows):
-            raise RunFailed(f"stage {plan.id} wrote {len(raw)} items, not {len(self.rows)}")
-        leaves = self._leaving(plan, raw)
-        leaving = int(np.count_nonzero(leaves))
+        raw = None if leave is None else outputs[leave.output]
+        leaves, sure = self._leaving(plan, raw)
+        leaving = 0 if raw is None else int(np.count_nonzero(leaves))
         rows, longest, real = self.rows, self._longest, sum(self._lengths)
-        stepped = Stepped(self.stage, rows, leaves, leaving, raw, plan.exit_index, longest, real, run_s)
+        stepped = Stepped(self.stage, rows, leaves, leaving, raw, sure, plan.exit_index, longest, real, run_s)
         for name, source in plan.writes:
             self._state[source] = outputs[name]
         self.stage += 1
         self._keep(None if leaving == 0 else ~leaves, plan.carried)
         self._zero_beyond([source for _, source in plan.writes])
         return stepped
+
+    def _open_exit(self, plan: StagePlan) -> Exit | None:
+        """A stage's exit, if anybody may leave there."""
+        if plan.exit_index is None:
+            return None
+        last = plan.exit_index == len(self._pipeline.exits) - 1
+        return plan.leave if last or self._policy.at(plan.exit_index) is not None else None
+
+    def _outputs(self, plan: StagePlan, leave: Exit | None) -> Mapping[str, Array]:
+        """What a stage's graph writes of what somebody reads. Raises: RunFailed."""
+        wanted = plan.names if leave is None else plan.names_with_exit
+        if not wanted:
+            return {}
+        feeds = {tensor: self._state[source] for tensor, source in plan.inputs}
+        outputs = self._run_stage(self.stage, feeds, wanted)
+        for name in wanted:
+            if len(outputs[name]) != len(self.rows):
+                raise RunFailed(f"stage {plan.id} wrote {len(outputs[name])} items, not {len(self.rows)}")
+        return outputs
 
     def drop(self, gone: Flags) -> None:
         """Take items out before the next stage. Args: gone: bool [n], in the order of `rows`."""
@@ -297,20 +333,23 @@ class Pass:
         copy = object.__new__(Pass)
         copy._pipeline, copy._run_stage, copy._policy = self._pipeline, self._run_stage, self._policy
         copy._state, copy._lengths, copy._longest = dict(self._state), self._lengths, self._longest
+        copy._beyond = self._beyond
         copy.rows, copy.stage, copy._clock = self.rows, self.stage, self._clock
         return copy
 
-    def _leaving(self, plan: StagePlan, raw: Floats | None) -> Flags:
+    def _leaving(self, plan: StagePlan, raw: Floats | None) -> tuple[Flags, Doubles | None]:
+        """Who is answered, and the largest probability of each item where that is what decides."""
         n = len(self.rows)
         if plan.leave is None or plan.exit_index is None or raw is None:
-            return np.zeros(n, dtype=np.bool_)
+            return np.zeros(n, dtype=np.bool_), None
         if plan.exit_index == len(self._pipeline.exits) - 1:
-            return np.ones(n, dtype=np.bool_)
+            return np.ones(n, dtype=np.bool_), None
         threshold = self._policy.at(plan.exit_index)
-        if threshold is None:
-            return np.zeros(n, dtype=np.bool_)
-        sure = heads.certainty(raw, temperature=plan.leave.temperature, rule=self._policy.confidence)
-        return np.asarray(sure >= threshold)
+        if threshold is None or (isinstance(threshold, float) and threshold == UNREACHED):
+            return np.zeros(n, dtype=np.bool_), None
+        rule = self._policy.confidence
+        sure = heads.certainty(raw, temperature=plan.leave.temperature, rule=rule)
+        return np.asarray(sure >= threshold), sure if rule == "max_probability" else None
 
     def _keep(self, keep: Flags | None, carried: tuple[Carried, ...]) -> None:
         """Compact every carried array to the items kept (None: everyone) and to their longest."""
@@ -323,6 +362,7 @@ class Pass:
                 return
             self._policy = self._policy.select(kept)
             self._longest = max(self._lengths)
+            self._beyond = None
         state = {}
         for c in carried:
             value = self._state[c.source]
@@ -337,7 +377,8 @@ class Pass:
             return
         written = [c.source for c in self._carried() if c.has_tokens and c.source in sources]
         floats = [self._state[source] for source in written if self._state[source].dtype == np.float32]
-        if floats:
-            beyond = np.arange(self._longest) >= np.array(self._lengths)[:, None]
-            for value in floats:
-                value[beyond] = 0.0
+        if self._beyond is None:
+            # kept while nobody leaves: after a graph has run the caches are cold, and it costs ten times its work
+            self._beyond = np.arange(self._longest) >= np.array(self._lengths)[:, None]
+        for value in floats:
+            value[self._beyond] = 0.0

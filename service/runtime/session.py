@@ -81,7 +81,7 @@ def load_sessions(bundle: Bundle, *, backend: str, precision: str | None, how: E
             bundle.graph_path(graphs.precision, stage.id),
             inputs=input_tensors(manifest, stage),
             outputs=stage.outputs,
-            how=replace(how, fills=_fills(manifest, stage)),
+            how=replace(how, fills=_fills(manifest, stage), carried=_carried(manifest, stage)),
         )
         for stage in manifest.stages
     )
@@ -99,6 +99,14 @@ def _graphs(manifest: Manifest, chosen: str) -> _Graphs:
 
 def _fills(manifest: Manifest, stage: Stage) -> dict[str, int]:
     return {tensor: manifest.tokenizer.pad_id for tensor, source in stage.inputs.items() if source == "input_ids"}
+
+
+def _carried(manifest: Manifest, stage: Stage) -> tuple[str, ...]:
+    """What later stages read of it; nothing of one that reads ids: it holds the token table, most of the weights."""
+    if "input_ids" in stage.inputs.values():
+        return ()
+    read = {source for each in manifest.stages for source in each.inputs.values()}
+    return tuple(name for name in stage.outputs if f"{stage.id}.{name}" in read)
 
 
 def backend_for(setting: str) -> str:

@@ -15,7 +15,7 @@ from service.errors import GoldenMismatch, GraphMismatch, SettingsInvalid
 from service.runtime import heads
 from service.runtime.encode import Encoded, Encoder, pad
 from service.runtime.heads import ExitPolicy, ExitSetting, Floats
-from service.runtime.pipeline import Array, Pass, Rows, pipeline_of
+from service.runtime.pipeline import UNREACHED, Array, Pass, Rows, pipeline_of
 from service.runtime.session import Execution, load_sessions
 
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
@@ -94,9 +94,11 @@ class Student:
                 self._policies[exit] = known
         return known
 
-    def run_stage(self, stage_index: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one stage's graph: feeds and outputs by tensor name. Raises: RunFailed."""
-        return self._pool.sessions[stage_index].run(feeds)
+    def run_stage(
+        self, stage_index: int, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run one stage's graph for the outputs named (None: all), all by tensor name. Raises: RunFailed."""
+        return self._pool.sessions[stage_index].run(feeds, outputs)
 
     def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
         """A pass of padded token inputs (int64 [B, T]) through this student's stages."""
@@ -141,7 +143,8 @@ class Student:
             batch: at least one item.
             length: pad to this many tokens instead of the longest item's.
         """
-        going = self.begin(pad(batch, pad_id=self.pad_id, length=length), heads.never(self.manifest))
+        policy = ExitPolicy((UNREACHED,) * (len(self.manifest.exits) - 1))
+        going = self.begin(pad(batch, pad_id=self.pad_id, length=length), policy)
         raws: list[Floats] = []
         while not going.done:
             stepped = going.step()

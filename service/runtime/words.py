@@ -8,9 +8,10 @@ are not for here.
 import json
 import re
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 # what of ASCII is left alone or is white space; "[" may begin a special token that stands in a text
@@ -38,13 +39,14 @@ class Words:
             lowercase: whether capitals count as small letters.
         """
         self._cut = cut
-        self._before, self._after = around
+        self._before, self._after = map(_raw, around)
         self._lowercase = lowercase
         self._split = _WORDS[lowercase].findall
-        self._known: dict[str, list[int]] = {}
+        # subtle: as they stand in an array, which is made by joining them, without a look at each number
+        self._known: dict[str, bytes] = {}
 
-    def ids(self, text: str) -> list[int] | None:
-        """The ids of a text, special tokens included; None: it is not plain, or too long for here."""
+    def ids(self, text: str) -> npt.NDArray[np.int64] | None:
+        """The ids of a text, int64 [T], special tokens included; None: it is not plain, or too long for here."""
         if len(text) > MAX_TEXT_CHARACTERS or _PLAIN.fullmatch(text) is None:
             return None
         words = self._split(text.lower() if self._lowercase else text)
@@ -53,15 +55,19 @@ class Words:
             pieces = [known[word] for word in words]
         except KeyError:
             pieces = [known.get(word) or self._learn(word) for word in words]
-        return [*self._before, *chain.from_iterable(pieces), *self._after]
+        return np.frombuffer(b"".join((self._before, *pieces, self._after)), dtype=np.int64)
 
-    def _learn(self, word: str) -> list[int]:
-        pieces = self._cut(word)
+    def _learn(self, word: str) -> bytes:
+        pieces = _raw(self._cut(word))
         if len(self._known) >= MAX_WORDS:
             self._known.clear()
         if len(word) <= MAX_WORD_CHARACTERS:
             self._known[word] = pieces
         return pieces
+
+
+def _raw(ids: list[int]) -> bytes:
+    return np.array(ids, dtype=np.int64).tobytes()
 
 
 def words_of(tokenizer: Tokenizer) -> Words | None:

@@ -1,6 +1,6 @@
 """ONNX Runtime on an NVIDIA GPU. Asked for and not active is an error, never a silent fall to the processor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,26 +43,28 @@ class BoundSession:
     def __repr__(self) -> str:
         return f"<BoundSession {self._path.name} on {self._device}>"
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output.
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Compute every output, and copy those asked for.
 
         Args:
             feeds: every input by tensor name, in this process's memory.
-        Returns: every output by tensor name, freshly allocated in this process's memory.
+            outputs: which; None: all.
+        Returns: those outputs by tensor name, freshly allocated in this process's memory.
         Raises:
             RunFailed: ONNX Runtime failed; the message names the graph, not the input.
         """
+        names = self._outputs if outputs is None else outputs
         try:
             binding = self._session.io_binding()
             for name in self._inputs:
                 binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]))
-            for name in self._outputs:
+            for name in names:
                 binding.bind_output(name, self._device)
             self._session.run_with_iobinding(binding)
             values = binding.copy_outputs_to_cpu()
         except Exception as error:  # ONNX Runtime's errors have no class in common
             raise RunFailed(f"{self._path.name}: the graph failed: {type(error).__name__}") from error
-        return dict(zip(self._outputs, values, strict=True))
+        return dict(zip(names, values, strict=True))
 
 
 def cuda_session(

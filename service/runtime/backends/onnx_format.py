@@ -49,7 +49,7 @@ def _check(raw: bytes, name: str) -> None:
         kind, message = waiting.pop()
         graphs += kind == "graph"
         operator = domain = ""
-        for field, value in _fields(message):
+        for field, value in fields(message):
             if kind == "tensor" and _is_external(field, value):
                 raise GraphMismatch(f"{name}: a tensor's data lies outside the file")
             if isinstance(value, int):
@@ -70,7 +70,7 @@ def _is_external(field: int, value: int | memoryview) -> bool:
     return field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value != 0)
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Each field's number with its varint, or with its bytes; fixed-width fields count as bytes."""
     place = 0
     while place < len(message):

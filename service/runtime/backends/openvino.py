@@ -78,12 +78,13 @@ class OpenVinoSession:
     def __repr__(self) -> str:
         return f"<OpenVinoSession {self._path.name}>"
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output.
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Compute every output, and copy those asked for.
 
         Args:
             feeds: every input by tensor name.
-        Returns: every output by tensor name, freshly allocated.
+            outputs: which; None: all.
+        Returns: those outputs by tensor name, freshly allocated.
         Raises:
             RunFailed: OpenVINO failed; the message names the graph, not the input.
         """
@@ -93,14 +94,13 @@ class OpenVinoSession:
             padded = padded_feeds(feeds, self._inputs, self._how)
             # subtle: without sharing, the binding keeps arrays of the first shape and copies into them
             found = request.infer(padded, share_inputs=True, share_outputs=True)
-            outputs = {
-                name: _cut(np.asarray(found[name]), tensor, items, tokens) for name, tensor in self._outputs.items()
-            }
+            names = self._outputs if outputs is None else outputs
+            values = {name: _cut(np.asarray(found[name]), self._outputs[name], items, tokens) for name in names}
         except Exception as error:  # OpenVINO's errors are RuntimeError, TypeError, ValueError and KeyError alike
             raise RunFailed(f"{self._path.name}: the graph failed: {type(error).__name__}") from error
         # subtle: one whose run failed is not used again
         self._idle.append(request)
-        return outputs
+        return values
 
     def _request(self) -> Any:
         try:

@@ -3,7 +3,7 @@
 B items, T tokens.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,6 +28,7 @@ class Execution:
         arithmetic: what float32 products may be computed in; bfloat16 only where the backend says it can.
         longest_tokens: no input is longer, and none may be padded beyond it; None: not known.
         fills: what an input tensor is padded with, by name; 0 for those not named.
+        carried: the outputs that later stages read; without the others a run may be shorter.
     """
 
     threads: int = 1
@@ -35,13 +36,14 @@ class Execution:
     arithmetic: Arithmetic = "float32"
     longest_tokens: int | None = None
     fills: Mapping[str, int] = field(default_factory=dict)
+    carried: tuple[str, ...] = ()
 
 
 class StageSession(Protocol):
     """One loaded stage graph. `run` may be called from several threads at once."""
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute every output from every input, by the graph's tensor names. Raises: RunFailed."""
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Compute the outputs named (None: all) from every input, by the graph's tensor names. Raises: RunFailed."""
         ...
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,15 @@ def command(job: Job, *more: str) -> list[str]:
 
 def interrupted_at(job: Job, words: str, number: signal.Signals) -> int:
     """Start the verb, send it the signal as soon as it says `words`, and wait for its end."""
-    process = subprocess.Popen(command(job), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet())
+    process = subprocess.Popen(
+        command(job),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=quiet(),
+        # subtle: what a shell starts in the background ignores SIGINT, and so would its children
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if words in line:

@@ -265,9 +265,9 @@ def _spoil(app: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     marked = int(student.encoder.encode(["awful"])[0].input_ids[1])
     run = student.run_stage
 
-    def run_stage(stage: int, feeds: Any) -> Any:
+    def run_stage(stage: int, feeds: Any, wanted: Any) -> Any:
         hit = (feeds["input_ids"] == marked).any(axis=1)
-        outputs = {tensor: array.copy() for tensor, array in run(stage, feeds).items()}
+        outputs = {tensor: array.copy() for tensor, array in run(stage, feeds, wanted).items()}
         for array in outputs.values():
             array[hit] = np.nan
         return outputs

@@ -157,8 +157,9 @@ class TestPredict:
         student = app.service.students.families["toy"].production.student
         run = student.run_stage
 
-        def poisoned(stage: int, feeds: Any) -> Any:
-            return {name: value * np.nan if name == "logits" else value for name, value in run(stage, feeds).items()}
+        def poisoned(stage: int, feeds: Any, wanted: Any) -> Any:
+            outputs = run(stage, feeds, wanted)
+            return {name: value * np.nan if name == "logits" else value for name, value in outputs.items()}
 
         runner = app.hold("toy")
         monkeypatch.setattr(runner, "_run_stage", poisoned)

@@ -90,7 +90,7 @@ class ScriptedRunner:
             raise self.begin_error
         return Pass(self.pipeline, self.run_stage, feeds, policies)
 
-    def run_stage(self, stage: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_stage(self, stage: int, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         ids = feeds["ids"]
         items = tuple(ids[:, 0].tolist())
         self.runs.append((stage, items))
@@ -169,11 +169,10 @@ class Waiter:
     since: float = 0.0
     deadline: float = math.inf
     ended: bool = False
-    urgency: tuple[float, int] = field(init=False)
     real_tokens: int = field(init=False)
 
     def __post_init__(self):
-        self.urgency, self.real_tokens = (self.moment, self.order), self.tokens * self.items
+        self.real_tokens = self.tokens * self.items
 
 
 @pytest.fixture(scope="session")

@@ -101,7 +101,7 @@ class Student:
     def begin(self, feeds: Mapping[str, np.ndarray], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
         return Pass(self.pipeline, self.run_stage, feeds, policies, clock=self.world.clock)
 
-    def run_stage(self, stage: int, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run_stage(self, stage: int, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         ids = feeds["ids"]
         items = tuple(ids[:, 0].tolist())
         self.runs.append((stage, items, ids.shape[1], self.world.clock()))

@@ -50,16 +50,19 @@ class TestFit:
 
 
 class Ticking:
-    """A student whose stages cost what the test says, on a clock of the test's own."""
+    """A student whose stages cost what the test says, and more after another shape, on a clock of the test's own."""
 
-    def __init__(self, student, costs: tuple[StageCost, ...]) -> None:
+    def __init__(self, student, costs: tuple[StageCost, ...], another_s: float = 0.0) -> None:
         self.bundle, self.manifest = student.bundle, student.manifest
         self.now = 0.0
         self.runs: list[tuple[int, int, int]] = []
         self._costs = costs
+        self._another_s = another_s
 
     def run_stage(self, stage_index, feeds):
         items, tokens = feeds["attention_mask"].shape
+        if self._another_s and self.runs[-1:] != [(stage_index, items, tokens)]:
+            self.now += self._another_s
         self.runs.append((stage_index, items, tokens))
         self.now += self._costs[stage_index].seconds(items, tokens)
         return {}
@@ -76,6 +79,11 @@ class TestMeasure:
         for one, other in zip(found, costs, strict=True):
             assert one.seconds(8, 12) == pytest.approx(other.seconds(8, 12), rel=1e-3)
         assert {(n, t) for _, n, t in ticking.runs} == {(n, t) for n in (1, 4, 16) for t in (8, 16, 32)}
+
+    def test_what_another_shape_costs_is_in_it(self, student):
+        ticking = Ticking(student, (StageCost(1e-4, 1e-6),) * 2, another_s=2e-3)
+        for cost in measure(ticking, limit_s=2.0, clock=ticking.clock):
+            assert cost.seconds(1, 8) == pytest.approx(2e-3 + 1e-4 + 8e-6, rel=1e-3)
 
     def test_it_keeps_to_its_time(self, student):
         ticking = Ticking(student, (StageCost(1e-4, 1e-3), StageCost(1e-4, 1e-4)))

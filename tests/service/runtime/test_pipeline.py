@@ -1,12 +1,14 @@
 """A pass through scripted stages: who goes on, with what, and what happens when a stage fails."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from service.bundle.manifest import Manifest
 from service.errors import RunFailed
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Carried, Pass, pipeline_of
+from service.runtime.pipeline import UNREACHED, Carried, Pass, pipeline_of
 
 LATER = ExitPolicy((0.9,))
 
@@ -57,10 +59,12 @@ class Stages:
 
     def __init__(self):
         self.feeds = []
+        self.wanted = []
         self.poison = None
 
-    def __call__(self, stage, feeds):
+    def __call__(self, stage, feeds, wanted):
         self.feeds.append(feeds)
+        self.wanted.append(set(wanted))
         if stage == 0:
             ids = feeds["ids"]
             return {"hidden": np.stack([ids, ids], axis=2).astype(np.float32) + 0.5, "pooled": ids[:, :2] * 1.0}
@@ -175,8 +179,8 @@ def test_a_failed_step_leaves_the_pass_as_it_was_and_halves_go_on(pipeline):
 def test_a_graph_that_loses_items_is_an_error(pipeline):
     stages = Stages()
 
-    def lossy(stage, feeds):
-        return {name: value[:1] for name, value in stages(stage, feeds).items()}
+    def lossy(stage, feeds, wanted):
+        return {name: value[:1] for name, value in stages(stage, feeds, wanted).items()}
 
     going = Pass(pipeline, lossy, tokens([1], [2]), LATER)
     with pytest.raises(RunFailed, match="wrote 1 items, not 2"):
@@ -184,11 +188,61 @@ def test_a_graph_that_loses_items_is_an_error(pipeline):
             going.step()
 
 
+class TestExitsNobodyTakes:
+    """An exit is computed where somebody may leave, and nowhere else."""
+
+    def wanted(self, pipeline, *rows, policies):
+        stages = Stages()
+        finish(Pass(pipeline, stages, tokens(*rows), policies))
+        return stages.wanted
+
+    def test_an_exit_at_which_anybody_may_leave_is_computed(self, pipeline):
+        wanted = [{"hidden", "pooled"}, {"hidden", "logits"}, {"logits"}]
+        assert self.wanted(pipeline, [1], policies=LATER) == wanted
+        assert self.wanted(pipeline, [1], [1], policies=[ExitPolicy((None,)), LATER]) == wanted
+
+    def test_one_at_which_nobody_may_is_not(self, pipeline):
+        wanted = [{"hidden", "pooled"}, {"hidden"}, {"logits"}]
+        assert self.wanted(pipeline, [30], policies=ExitPolicy((None,))) == wanted
+        nobody = [ExitPolicy((None,), "margin"), ExitPolicy((None,), "entropy")]
+        assert self.wanted(pipeline, [30], [30], policies=nobody) == wanted
+
+    def test_it_says_that_nobody_was_looked_at(self, pipeline):
+        going = Pass(pipeline, Stages(), tokens([30], [1]), ExitPolicy((None,)))
+        stepped = [going.step() for _ in range(3)]
+        assert [step.raw is None for step in stepped] == [True, True, False]
+        assert [step.leaving for step in stepped] == [0, 0, 2]
+
+    def test_a_threshold_out_of_reach_computes_it_and_keeps_everybody(self, pipeline):
+        going = Pass(pipeline, Stages(), tokens([30], [1]), ExitPolicy((UNREACHED,)))
+        stepped = [going.step() for _ in range(3)]
+        assert [step.raw is None for step in stepped] == [True, False, False]
+        assert [step.leaving for step in stepped] == [0, 0, 2]
+
+    def test_once_those_who_may_have_left_it_is_not(self, pipeline):
+        stages = Stages()
+        going = Pass(pipeline, stages, tokens([1], [1]), [LATER, ExitPolicy((None,))])
+        going.step()
+        going.drop(np.array([True, False]))
+        finish(going)
+        assert stages.wanted[1] == {"hidden"}
+
+    def test_a_stage_that_only_an_exit_reads_is_not_run(self, pipeline):
+        first, middle, last = pipeline.stages
+        carried = (Carried("00.pooled", False), Carried("00.hidden", True))
+        aside = replace(middle, writes=(), names=(), names_with_exit=("logits",), carried=carried)
+        last = replace(last, inputs=(("h", "00.hidden"), ("p", "00.pooled")))
+        stages = Stages()
+        going = Pass(replace(pipeline, stages=(first, aside, last)), stages, tokens([30]), ExitPolicy((None,)))
+        assert finish(going) == {0: 1}
+        assert stages.wanted == [{"hidden", "pooled"}, {"logits"}]
+
+
 def test_rows_with_nan_do_not_leave_early(pipeline):
     stages = Stages()
 
-    def nan(stage, feeds):
-        outputs = stages(stage, feeds)
+    def nan(stage, feeds, wanted):
+        outputs = stages(stage, feeds, wanted)
         if stage == 1:
             outputs["logits"][0] = np.nan
         return outputs
@@ -264,7 +318,7 @@ def test_ids_that_later_stages_read_are_filled_with_the_padding_id():
     )
     fed = []
 
-    def run_stage(stage, feeds):
+    def run_stage(stage, feeds, wanted):
         fed.append(feeds["ids"].tolist())
         ids = feeds["ids"]
         return {"hidden": np.ones((*ids.shape, 2), np.float32), "logits": np.ones((len(ids), 2), np.float32)}

@@ -47,14 +47,16 @@ def test_what_is_taken_is_what_the_tokenizer_gives(kind: str, text: str) -> None
     assert words is not None
     for _ in range(2):
         found = words.ids(text)
-        assert found is None or found == tokenizer.encode(text).ids
+        assert found is None or found.tolist() == tokenizer.encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["", " ", "good film", "It isn't good, is it?\n", "x" * 120, "a-b_c@d.e", "1,000.50$"])
 def test_plain_text_is_taken(text: str) -> None:
     for kind, words in WORDS.items():
         assert words is not None
-        assert words.ids(text) == KINDS[kind].encode(text).ids
+        found = words.ids(text)
+        assert found is not None
+        assert found.tolist() == KINDS[kind].encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["é", "good\x00film", "a\x7f", "a\x1cb", "[SEP]", "a [", "’", "x" * (1 << 12) + "x"])
@@ -101,7 +103,10 @@ def test_no_more_words_are_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) 
     for text in ("a bb a", "A", "ccc", "dddd", "a"):
         words.ids(text)
     assert cut == ["a", "bb", "ccc", "dddd", "a"]
-    assert words.ids("x" * 30) == words.ids("x" * 30) == [9, 30]
+    for _ in range(2):
+        found = words.ids("x" * 30)
+        assert found is not None
+        assert found.tolist() == [9, 30]
     assert cut[-2:] == ["x" * 30] * 2
 
 
