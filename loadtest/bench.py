@@ -5,6 +5,7 @@ nothing from the one that is. Each point of a report says what it wanted and wha
 """
 
 import datetime
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ from loadtest.wire import Origin, origin_of, request_bytes
 
 _PACKAGES = ("understudy", "onnxruntime", "openvino", "numpy", "tokenizers", "uvicorn", "uvloop")
 
+
+# of an open loop; a burst of arrivals needs as many at once
+LEAST_CONNECTIONS = 64
 
 # Requests
 
@@ -106,9 +110,25 @@ def rate_of(played: Played) -> float:
     return float(played.sample.items[played.sample.ok].sum()) / played.seconds
 
 
-def opened(load: Load, origin: Origin, *, seconds: float, warm_up_s: float, max_lag_ms: float = 5.0) -> Played:
-    """An open loop; whether it is valid stands in the result."""
-    return play(load, Stage(origin, seconds, warm_up_s=warm_up_s, max_lag_ms=max_lag_ms, most_connections=4096))
+def opened(
+    load: Load,
+    origin: Origin,
+    *,
+    seconds: float,
+    warm_up_s: float,
+    connections: tuple[int, ...],
+    max_lag_ms: float = 5.0,
+) -> Played:
+    """An open loop over connections that are open before it begins, each kind of request its own so many.
+
+    Whether it is valid stands in the result.
+    """
+    return play(load, Stage(origin, seconds, warm_up_s=warm_up_s, max_lag_ms=max_lag_ms, opened=connections))
+
+
+def connections_for(rate: float, patience_s: float) -> int:
+    """So many that none is waited for while every answer of an open loop comes within `patience_s`."""
+    return max(LEAST_CONNECTIONS, math.ceil(rate * patience_s))
 
 
 def merged(loads: Sequence[tuple[Moments, list[Shot]]]) -> Load:

@@ -1,19 +1,33 @@
 """Latency under load: Poisson arrivals at 70% of the peak, then at 150% with deadlines.
 
-`python -m loadtest.bench_latency --store models/store` (needs UNDERSTUDY_DATA). The peak is a closed loop's.
+`python -m loadtest.bench_latency --store models/store` (needs UNDERSTUDY_DATA). The peak is a closed loop's. As a
+control, the same bodies go to a plain echo route at 70% of the echo's own peak: what it shows is the machine's and the
+generator's part.
 """
 
+import sys
 from typing import Annotated
 
 import numpy as np
 import typer
 
 from loadtest.arrivals import poisson
-from loadtest.bench import Bodies, Report, chunks, closed, data_file, merged, one_line_errors, opened, shuffled
-from loadtest.bench_options import OUT, STORE, OutOption, SecondsOption, StoreOption, WarmUpOption
+from loadtest.bench import (
+    Bodies,
+    Report,
+    chunks,
+    closed,
+    connections_for,
+    data_file,
+    merged,
+    one_line_errors,
+    opened,
+    shuffled,
+)
+from loadtest.bench_options import ENGINE, OUT, STORE, OutOption, SecondsOption, StoreOption, WarmUpOption
 from loadtest.play import Played
 from loadtest.report import number
-from loadtest.servers import Server, take_cores, understudy
+from loadtest.servers import Server, free_port, take_cores, understudy
 from loadtest.shots import Shot
 from loadtest.stats import percentile
 from loadtest.summary import summarise, within
@@ -22,6 +36,8 @@ from loadtest.wire import origin_of
 CLIENTS = 64
 DATA = {"intent": "classify/banking77/test.jsonl", "sentiment": "classify/sst2/test.jsonl"}
 LEAST_REQUESTS = 10_000
+# the longest that answers are waited for, in choosing how many connections there are
+PATIENCE_S = 0.2
 
 
 def main(
@@ -37,9 +53,13 @@ def main(
     """Find the peak and the unloaded p50, then load it in proportion."""
     with one_line_errors():
         cores, report = take_cores(), Report("bench_latency")
-        inputs = chunks(shuffled(data_file(DATA[model])), items)
-        with understudy(store, core=cores.server) as server:
-            server.wait_ready()
+        texts = shuffled(data_file(DATA[model]))
+        inputs = chunks(texts, items)
+        with understudy(store, core=cores.server, options=ENGINE) as server, _echo(cores.server) as echo:
+            servers = [server.wait_ready(), echo.wait_ready()]
+            with echo.alone(servers):
+                _control(report, echo, Bodies("/v1/classify").shots(echo.url, texts), seconds, warm_up)
+            echo.pause()
             shots = Bodies("/v1/classify", {"model": model}).shots(server.url, inputs)
             busy = closed(server.url, shots, clients=CLIENTS, seconds=seconds, warm_up_s=warm_up)
             calm = closed(server.url, shots, clients=1, seconds=min(seconds, 5.0), warm_up_s=warm_up / 2)
@@ -47,17 +67,37 @@ def main(
             report.figures |= {"peak_per_s": peak, "unloaded_p50_ms": p50_ms}
             report.add(f"{model}: peak", "", f"{peak:.0f} requests/s; unloaded p50 {p50_ms:.3f} ms")
             rate = 0.7 * peak
+            waited_s = server.waited_s()
             loaded = _open(server, shots, rate, max(requests / rate, seconds), warm_up)
             _at_70(report, loaded, p50_ms, rate)
+            share = (server.waited_s() - waited_s) / (loaded.seconds + warm_up)
+            report.add("of that time the server's core did other things", "", f"{share:.1%}")
             hasty = Bodies("/v1/classify", {"model": model, "deadline_ms": deadline_ms}).shots(server.url, inputs)
             flooded = _open(server, hasty, 1.5 * peak, max(requests / (1.5 * peak), seconds), warm_up)
             _at_150(report, flooded, peak, deadline_ms)
         raise SystemExit(report.finish(out))
 
 
+def _echo(core: int) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "loadtest.bench_echo:app", "--port", str(port)]
+    return Server("echo", [*command, "--log-level", "warning", "--no-access-log"], port=port, core=core)
+
+
+def _control(report: Report, echo: Server, shots: list[Shot], seconds: float, warm_up: float) -> None:
+    """What a route that does nothing shows in the same place."""
+    busy = closed(echo.url, shots, clients=CLIENTS, seconds=min(seconds, 5.0), warm_up_s=warm_up / 2)
+    rate = 0.7 * len(busy.sample) / busy.seconds
+    summary = summarise(_open(echo, shots, rate, seconds, warm_up).sample, seconds)
+    report.figures["control_p99_ms"] = summary.latency_ms.p99
+    found = f"p99 {summary.latency_ms.p99:.2f} ms, p50 {summary.latency_ms.p50:.2f} ms at {rate:.0f}/s"
+    report.add("control: an echo route at 70% of its peak", "", found)
+
+
 def _open(server: Server, shots: list[Shot], rate: float, seconds: float, warm_up: float) -> Played:
     load = merged([(poisson(rate, warm_up + seconds, seed=1), shots)])
-    return opened(load, origin_of(server.url), seconds=seconds, warm_up_s=warm_up)
+    connections = (connections_for(rate, PATIENCE_S),)
+    return opened(load, origin_of(server.url), seconds=seconds, warm_up_s=warm_up, connections=connections)
 
 
 def _at_70(report: Report, played: Played, p50_ms: float, rate: float) -> None:
@@ -65,7 +105,8 @@ def _at_70(report: Report, played: Played, p50_ms: float, rate: float) -> None:
     bound, p99 = max(6 * p50_ms, 10.0), summary.latency_ms.p99
     invalid = f"; INVALID: {played.invalid}" if played.invalid else ""
     found = (
-        f"p99 {p99:.2f} ms, p50 {summary.latency_ms.p50:.2f} ms over {summary.counts.sent:,} requests at {rate:.0f}/s, "
+        f"p99 {p99:.2f} ms (by the server's clock {summary.total_ms.p99:.2f}), p50 {summary.latency_ms.p50:.2f} ms "
+        f"over {summary.counts.sent:,} requests at {rate:.0f}/s, "
         f"{summary.counts.sent - summary.counts.ok} not answered{invalid}"
     )
     met = p99 <= bound and not played.invalid and summary.counts.ok == summary.counts.sent

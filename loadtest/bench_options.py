@@ -13,3 +13,5 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the result, N
 
 STORE = Path("models/store")
 OUT = Path("runs/loadtest")
+# `auto` would measure the other backends meanwhile
+ENGINE = ("--backend", "onnxruntime")

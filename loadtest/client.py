@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, cast
 
 from loadtest.errors import TargetFailed
@@ -16,7 +16,7 @@ SWEEP_S = 0.25
 class Sender(Protocol):
     """What load generators send through."""
 
-    def send(self, raw: bytes, done: Done, *, want_body: bool = False) -> None:
+    def send(self, raw: bytes, done: Done, *, want_body: bool = False, kind: int = 0) -> None:
         """Send a request; `done` is called once, with its answer or `LOST`, never before this returns."""
 
 
@@ -129,8 +129,8 @@ class Pool:
         self._sweeping: asyncio.TimerHandle | None = None
         self.opened = self.limited = self.retried = 0
 
-    def send(self, raw: bytes, done: Done, *, want_body: bool = False) -> None:
-        """Send a request on an idle connection, or on the next one that is free or open."""
+    def send(self, raw: bytes, done: Done, *, want_body: bool = False, kind: int = 0) -> None:
+        """Send a request of whatever kind on an idle connection, or on the next one that is free or open."""
         self._put(_Job(raw, done, want_body, self._clock()))
 
     def again(self, job: _Job) -> None:
@@ -213,3 +213,18 @@ class Pool:
             connection.give_up()
         # subtle: transports tell their protocols in the loop's next turn, and only then let the sockets go
         await asyncio.sleep(0)
+
+
+class Pools:
+    """A pool for each kind of request, so that no request waits for a connection of another kind's.
+
+    Owner: event loop.
+    """
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        """Send through these, by kind."""
+        self._pools = pools
+
+    def send(self, raw: bytes, done: Done, *, want_body: bool = False, kind: int = 0) -> None:
+        """Send a request on a connection of its kind."""
+        self._pools[kind].send(raw, done, want_body=want_body)

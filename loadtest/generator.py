@@ -36,7 +36,7 @@ class _Run:
         shot = self._shots.take(place)
         self._in_flight += 1
         done = partial(self._answered, shot, intended, self._clock() - self._begin, then)
-        self._sender.send(shot.raw, done, want_body=shot.judge is not None)
+        self._sender.send(shot.raw, done, want_body=shot.judge is not None, kind=shot.kind)
 
     def _answered(self, shot: Shot, intended: float, sent: float, then: Callable[[], None], answer: Answer) -> None:
         times = Times(intended, sent, self._clock() - self._begin)

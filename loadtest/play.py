@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from loadtest.client import Pool
+from loadtest.client import Pool, Pools
 from loadtest.generator import ClosedLoop, OpenLoop, cpu_seconds, undisturbed
 from loadtest.mixture import Load
 from loadtest.record import Sample
@@ -28,6 +28,8 @@ class Stage:
         seconds: measured; warm_up_s: before that, thrown away.
         clients: of a closed loop.
         most_connections, timeout_s: the client's bounds.
+        opened: of an open loop, by kind of request: so many connections of its own, opened before the first request,
+            and never more. Empty: all kinds share connections that are opened as they are needed.
         max_lag_ms: the 99th percentile of the generator's lateness beyond which a run says nothing.
     """
 
@@ -38,6 +40,7 @@ class Stage:
     most_connections: int = 1024
     timeout_s: float = 10.0
     max_lag_ms: float = 5.0
+    opened: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +75,27 @@ def play(load: Load, stage: Stage) -> Played:
 
 
 async def _play(load: Load, stage: Stage) -> Played:
-    pool = Pool(stage.origin, most=stage.most_connections, timeout_s=stage.timeout_s)
+    bounds = stage.opened or (stage.most_connections,)
+    pools = [Pool(stage.origin, most=most, timeout_s=stage.timeout_s) for most in bounds]
+    sender = Pools(pools) if stage.opened else pools[0]
     try:
-        await pool.open(stage.clients if load.moments is None else 1)
+        for pool, first in zip(pools, stage.opened or (stage.clients if load.moments is None else 1,), strict=True):
+            await pool.open(first)
         with undisturbed():
             cpu, wall = cpu_seconds(), time.perf_counter()
             if load.moments is None:
-                closed = ClosedLoop(stage.clients, load.shots, pool, clock=time.perf_counter)
+                closed = ClosedLoop(stage.clients, load.shots, sender, clock=time.perf_counter)
                 recorder = await closed.run(stage.warm_up_s + stage.seconds)
             else:
-                recorder = await OpenLoop(load.moments, load.shots, pool, clock=time.perf_counter).run()
+                recorder = await OpenLoop(load.moments, load.shots, sender, clock=time.perf_counter).run()
             share = (cpu_seconds() - cpu) / (time.perf_counter() - wall)
     finally:
-        await pool.close()
+        for pool in pools:
+            await pool.close()
     sample = measured(recorder.sample(), stage, closed=load.moments is None)
     why = invalid(sample, share, stage, closed=load.moments is None)
-    return Played(sample, stage.seconds, share, pool.opened, pool.limited, pool.retried, why)
+    opened, limited, retried = (sum(getattr(pool, name) for pool in pools) for name in ("opened", "limited", "retried"))
+    return Played(sample, stage.seconds, share, opened, limited, retried, why)
 
 
 def measured(sample: Sample, stage: Stage, *, closed: bool) -> Sample:

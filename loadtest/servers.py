@@ -1,6 +1,7 @@
 """Servers under test: pinned processes, paused where they are not being measured, and asked."""
 
 import json
+import math
 import os
 import signal
 import socket
@@ -131,6 +132,13 @@ class Server:
     def _cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def waited_s(self) -> float:
+        """Seconds that its main thread was ready to run and its core did other things; NaN where nobody counts."""
+        try:
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+        except (OSError, IndexError, ValueError):
+            return math.nan
 
     def pause(self) -> None:
         """Stop it where it is."""

@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.access import Access
 from service.api.admin import add_admin_routes
 from service.api.conversation import Conversation, on_bug, on_router_error, on_service_error
+from service.api.express import SHORT_TASKS, Express
 from service.api.ops import add_ops_routes
-from service.api.routes import TIME_HEADERS, add_inference_routes
+from service.api.routes import TIME_HEADERS, add_inference_routes, native_paths
 from service.api.service import Service
 from service.api.surfaces import add_surfaces
+from service.api.wire import wire_of
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.settings import Settings
@@ -38,7 +40,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = Service(settings, metrics, access)
+        service = app.state.service = Service(settings, metrics, access)
+        # what pages of other origins ask for has headers that the short road does not know
+        app.state.express = None if settings.cors_origins else Express(service, conversation, short)
         async with app.state.service.running():
             yield
 
@@ -52,10 +56,13 @@ def create_app(settings: Settings) -> FastAPI:
         exception_handlers={ServiceError: on_service_error, HTTPException: on_router_error, Exception: on_bug},
     )
     direct = add_inference_routes(app, at_root=settings.root_dialect == "native")
+    native = native_paths(at_root=settings.root_dialect == "native")
+    short = {path: route for path, route in native.items() if route.task in SHORT_TASKS}
     direct |= add_surfaces(app, tei_at_root=settings.root_dialect == "tei")
     add_ops_routes(app)
     add_admin_routes(app, settings)
-    app.front = Conversation(app.behind, metrics=metrics, access=access, direct=direct)
+    conversation = Conversation(app.behind, metrics=metrics, access=access, direct=direct)
+    app.front = conversation
     if settings.cors_origins:
         app.front = _for_pages(app.front, settings.cors_origins)
     return app
@@ -78,8 +85,13 @@ class App(FastAPI):
 
 
 def _for_pages(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+        # subtle: an answer that is written past `send` would have none of the headers that pages need
+        wire_of(scope)
+        await app(scope, receive, send)
+
     return CORSMiddleware(
-        app,
+        behind,
         allow_origins=list(origins),
         allow_methods=["*"],
         allow_headers=["*"],

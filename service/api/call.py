@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-from starlette.types import Scope
-
 from service.api.access import ANYONE, Caller
-from service.api.conversation import exchange_of
+from service.api.conversation import Exchange
 from service.api.schemas import MAX_DEADLINE_MS
 from service.engine.policy import Priority
 from service.errors import InvalidInput
@@ -31,25 +29,25 @@ class Call:
     caller: Caller = ANYONE
 
 
-def call_of(scope: Scope, arrived: float, deadline_ms: float | None, settings: Settings) -> Call:
-    """The circumstances of the request of `scope`.
+def call_of(exchange: Exchange, arrived: float, deadline_ms: float | None, settings: Settings) -> Call:
+    """The circumstances of a request.
 
     Args:
-        scope: inside a conversation.
+        exchange: the request's.
         arrived: a moment of the event loop's clock, in seconds; what deadlines count from.
         deadline_ms: what the body says; else the header `x-request-deadline-ms` counts, then the setting.
         settings: the service's.
     Raises: InvalidInput: one of the headers says what it may not.
     """
-    exchange = exchange_of(scope)
     headers = exchange.headers
     if deadline_ms is None:
-        deadline_ms = _deadline_ms(headers[DEADLINE]) if DEADLINE in headers else settings.default_deadline_ms
+        deadline_ms = deadline_ms_of(headers[DEADLINE]) if DEADLINE in headers else settings.default_deadline_ms
     deadline = None if deadline_ms is None else arrived + deadline_ms / 1e3
     return Call(deadline, _priority(headers[PRIORITY]) if PRIORITY in headers else "normal", exchange.caller)
 
 
-def _deadline_ms(value: bytes) -> float:
+def deadline_ms_of(value: bytes) -> float:
+    """What the header `x-request-deadline-ms` says. Raises: InvalidInput: it says what it may not."""
     try:
         deadline_ms = float(value)
     except ValueError:

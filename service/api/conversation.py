@@ -31,7 +31,7 @@ CLIENT_LEFT = 499
 TIMED_OUT = 408
 # what a loaded or stopping service answers; thousands of times a second if it must
 _REFUSED = frozenset({503, 504})
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
@@ -89,7 +89,7 @@ class Conversation:
         self._app = app
         self._access = access
         self._direct = direct
-        self._counts = _Counts(metrics)
+        self.counts = Counts(metrics)
         # subtle: a random start and a counter, since asking the system for randomness costs as much as a small run
         self._ids_start = secrets.token_hex(8).encode()
         self._ids = itertools.count()
@@ -101,7 +101,7 @@ class Conversation:
             return
         began = time.perf_counter()
         headers = dict(scope["headers"])
-        exchange = scope[SCOPE_KEY] = Exchange(self._request_id(headers), headers)
+        exchange = scope[SCOPE_KEY] = Exchange(self.request_id(headers), headers)
         wire = wire_of(scope)
         try:
             exchange.caller = self._access.caller(scope)
@@ -119,7 +119,7 @@ class Conversation:
         except Exception as error:  # noqa: BLE001 - task boundary: told to the caller, by name or without its words
             await self._answer_error(error, scope, receive, send)
         finally:
-            self._counts.add(scope, exchange, time.perf_counter() - began)
+            self.counts.add(scope, exchange, time.perf_counter() - began)
 
     async def _answer_error(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -132,10 +132,10 @@ class Conversation:
             )
             await response(scope, receive, _sender(send, exchange))
 
-    def _request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
+    def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The caller's id where it is a plain short word, else a new one."""
         given = headers.get(b"x-request-id")
-        if given is not None and _REQUEST_ID.fullmatch(given):
+        if given is not None and REQUEST_ID.fullmatch(given):
             return given
         return b"%b%016x" % (self._ids_start, next(self._ids))
 
@@ -167,7 +167,7 @@ def _sender(send: Send, exchange: Exchange) -> Send:
     return send_with_id
 
 
-class _Counts:
+class Counts:
     """What is told of each exchange: two series, and a line of the log where it matters. Owner: event loop."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -109,12 +109,23 @@ class Door:
         finally:
             self._leave(visitor)
 
-    def _enter(self, visitor: _Visitor) -> None:
-        self._visitors.add(visitor)
+    def enter(self) -> None:
+        """Count in one that is answered by others; `leave` it must."""
         if self.inside == 0:
             self._idle.clear()
         self.inside += 1
         self._inflight_requests.set(self.inside)
+
+    def leave(self) -> None:
+        """Count out one that is answered."""
+        self.inside -= 1
+        self._inflight_requests.set(self.inside)
+        if self.inside == 0:
+            self._idle.set()
+
+    def _enter(self, visitor: _Visitor) -> None:
+        self._visitors.add(visitor)
+        self.enter()
 
     def _leave(self, visitor: _Visitor) -> None:
         self._visitors.discard(visitor)
@@ -122,10 +133,7 @@ class Door:
             self._readers.discard(visitor)
         if visitor.watching is not None:
             visitor.watching.cancel()
-        self.inside -= 1
-        self._inflight_requests.set(self.inside)
-        if self.inside == 0:
-            self._idle.set()
+        self.leave()
 
     def _has_waited(self, visitor: _Visitor) -> None:
         if visitor.reading:

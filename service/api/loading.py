@@ -43,6 +43,11 @@ class Served:
     settled: bool = True
 
     @property
+    def version_label(self) -> str:
+        """The version, in metrics."""
+        return self.handle.version_label
+
+    @property
     def manifest(self) -> Manifest:
         """Its manifest."""
         return self.student.manifest

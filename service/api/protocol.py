@@ -40,6 +40,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refusal = HTTPStatus.BAD_REQUEST
         self._chunk_bytes = 0
         self._message_bytes = 0
+        self._whole = True
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way: a next request may be answered."""
+        cycle = self.cycle
+        done = self._whole and (cycle is None or cycle.response_complete)
+        return done and not self.flow.write_paused and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connects."""
@@ -48,7 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, by whomever."""
-        self._disarm()
+        self.disarm()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
@@ -61,7 +69,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._timer is not None:
-                self._disarm()
+                self.disarm()
         elif self._timer is None and self.timeout_keep_alive_task is None:
             self._arm()
         if self._message_bytes > MAX_HEADER_BYTES:
@@ -70,6 +78,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first bytes came."""
         self._in_headers = True
+        self._whole = False
         self._message_bytes = self._chunk_bytes
         super().on_message_begin()
 
@@ -89,12 +98,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request's last byte came."""
+        self._whole = True
         super().on_message_complete()
         cycle = self.cycle
         if cycle is not None and cycle.response_complete and self.timeout_keep_alive_task is None:
             # subtle: answered before its body was there; uvicorn's own timer was ended by the rest of the body
-            self._disarm()
-            self._be_idle()
+            self.disarm()
+            self.be_idle()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
@@ -105,9 +115,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         else:
-            self._be_idle()
+            self.be_idle()
 
-    def _be_idle(self) -> None:
+    def be_idle(self) -> None:
+        """The time between two requests begins."""
         # subtle: uvicorn starts and cancels a timer for each request, which costs more than parsing it; ours is started
         # once, and finds out when it ends whether there were requests meanwhile
         self._idle_since = self.loop.time()
@@ -145,7 +156,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _arm(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout_s, self._out_of_time)
 
-    def _disarm(self) -> None:
+    def disarm(self) -> None:
+        """The header timer is not needed: a request is there."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -176,10 +188,14 @@ def _answer(status: HTTPStatus) -> bytes:
     return STATUS_LINE[status] + head + b"\r\n" + bytes(response.body)
 
 
-def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol with the bounds of `settings`, for `uvicorn.Config(http=...)`."""
-    bounds = {
+def bounds_of(settings: Settings) -> dict[str, Any]:
+    """The class attributes that bound a connection."""
+    return {
         "header_timeout_s": settings.header_timeout_s,
         "max_message_bytes": MAX_HEADER_BYTES + _WORST_CHUNKING * settings.max_body_bytes,
     }
-    return type("Bounded", (BoundedProtocol,), bounds)
+
+
+def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
+    """The protocol with the bounds of `settings`, for `uvicorn.Config(http=...)`."""
+    return type("Bounded", (BoundedProtocol,), bounds_of(settings))

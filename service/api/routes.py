@@ -70,11 +70,12 @@ class InferenceRoute:
 async def _infer(asked: Asked, body: ClassifyBody | EmbedBody) -> Reply:
     inference = await asked.service.infer(asked.served, body, call=asked.call)
     if len(inference.items) > MANY_ITEMS:
-        return await asked.service.tokenizing.aside(partial(_written, asked, body, inference))
-    return _written(asked, body, inference)
+        return await asked.service.tokenizing.aside(partial(written, asked, body, inference))
+    return written(asked, body, inference)
 
 
-def _written(asked: Asked, body: ClassifyBody | EmbedBody, inference: Inference) -> Reply:
+def written(asked: Asked, body: ClassifyBody | EmbedBody, inference: Inference) -> Reply:
+    """The answer to a request. Raises: ServiceError: an item failed, and the request wants to fail as a whole."""
     written = results(asked.served, body, inference.items)
     timing = Timing(inference.queue_s, inference.compute_s, time.monotonic() - asked.arrived)
     content = envelope(asked.served, inference.policy, inference.items, timing, written)
@@ -140,12 +141,16 @@ def add_inference_routes(app: FastAPI, *, at_root: bool) -> dict[str, DirectRout
     Returns: what answers each path directly.
     """
     direct: dict[str, DirectRoute] = {}
-    for route in ROUTES:
-        for prefix in ("/v1", "") if at_root else ("/v1",):
-            path = f"{prefix}/{route.task}"
-            direct[path] = partial(_answer, app, route)
-            _declare(app, path, route, direct[path], documented=bool(prefix))
+    for path, route in native_paths(at_root=at_root).items():
+        direct[path] = partial(_answer, app, route)
+        _declare(app, path, route, direct[path], documented=path.startswith("/v1/"))
     return direct
+
+
+def native_paths(*, at_root: bool) -> dict[str, InferenceRoute]:
+    """Where each task is asked for: under `/v1`, and at the root if that speaks the native dialect."""
+    prefixes = ("/v1", "") if at_root else ("/v1",)
+    return {f"{prefix}/{route.task}": route for route in ROUTES for prefix in prefixes}
 
 
 def _declare(app: FastAPI, path: str, route: InferenceRoute, answer: DirectRoute, *, documented: bool) -> None:
@@ -195,8 +200,8 @@ async def _answer(app: FastAPI, route: InferenceRoute, scope: Scope, receive: Re
     def work(raw: bytes) -> Awaitable[Reply]:
         body = parse(raw, route.body, max_items=service.settings.max_items)
         served = service.students.find(body.model, route.task)
-        exchange.model, exchange.version = served.name, str(served.version)
-        call = call_of(scope, arrived, body.deadline_ms, service.settings)
+        exchange.model, exchange.version = served.name, served.version_label
+        call = call_of(exchange, arrived, body.deadline_ms, service.settings)
         return route.run(Asked(service, served, call, arrived), body)
 
     return await service.door.serve(scope, receive, work)

@@ -20,9 +20,9 @@ from fastapi import FastAPI
 from prometheus_client import disable_created_metrics
 
 from service.api.app import create_app
+from service.api.connection import connection
 from service.api.keys import read_keys
 from service.api.logs import log_config, log_event
-from service.api.protocol import bounded_protocol
 from service.api.service import LAST_WORDS_S, Service
 from service.errors import SettingsInvalid
 from service.runtime.memory import keep_freed
@@ -87,7 +87,7 @@ def run(settings: Settings) -> None:
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http=bounded_protocol(settings),
+        http=connection(settings, lambda: getattr(app.state, "express", None)),
         ws="none",
         interface="asgi3",
         # nothing here asks for the client's address or scheme

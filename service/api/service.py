@@ -24,7 +24,7 @@ from service.api.schemas import Body, EmbedBody
 from service.api.students import Students
 from service.api.tokenizing import Tokenizing, Work, are_short, encode, refuse_whole
 from service.engine.engine import Engine
-from service.engine.item import ItemResult, ServedStudent
+from service.engine.item import ItemResult, Request, ServedStudent
 from service.engine.policy import EngineLimits
 from service.errors import DeadlineExceeded, Overloaded, ServiceError, TooLarge
 from service.metrics import Metrics
@@ -51,6 +51,30 @@ class Inference:
     queue_s: float
     compute_s: float
     tokenize_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Underway:
+    """A request in the engine.
+
+    Attributes:
+        served: who answers.
+        encoded: each item, or why it is not run.
+        good: those that are run, of so many `tokens` together.
+        policy: when they may leave early.
+        call: who asks, until when, how urgently.
+        tokenize_s: what tokenizing took, in seconds.
+        request: the engine's; None: nothing is run.
+    """
+
+    served: Served
+    encoded: Sequence[Encoded | ServiceError]
+    good: Sequence[Encoded]
+    tokens: int
+    policy: ExitPolicy
+    call: Call
+    tokenize_s: float
+    request: Request | None
 
 
 class Service:
@@ -178,19 +202,34 @@ class Service:
             Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
+        if are_short(body.inputs):
+            return await self._wait(self.begin(served, body, call=call))
         _check_inputs(served, body)
-        truncate = self.truncation(body)
         began = time.monotonic()
-        work = partial(encode, served.student.encoder, truncate)
+        work = partial(encode, served.student.encoder, self.truncation(body))
         encoded = await self.tokenize(served, body.inputs, work, call=call)
-        tokenize_s = time.monotonic() - began
-        if body.on_error == "fail" and truncate == "error":
+        policy = self._policy(served, body, encoded)
+        return await self.run(served, encoded, policy=policy, call=call, tokenize_s=time.monotonic() - began)
+
+    def begin(self, served: Served, body: Body, *, call: Call) -> Underway:
+        """Tokenize short texts and hand them to the engine. Args and errors are `infer`'s."""
+        _check_inputs(served, body)
+        began = time.monotonic()
+        self._admit(served, len(body.inputs), call)
+        encoded = encode(served.student.encoder, self.truncation(body), body.inputs, 0)
+        policy = self._policy(served, body, encoded)
+        return self._begin(served, encoded, policy=policy, call=call, tokenize_s=time.monotonic() - began)
+
+    def _policy(self, served: Served, body: Body, encoded: Sequence[Encoded | ServiceError]) -> ExitPolicy:
+        """When the items may leave. Raises: InvalidInput: some are too long, and the request wants to fail whole."""
+        truncate = self.truncation(body)
+        if truncate == "error" and body.on_error == "fail":
             refuse_whole(encoded)
         policy = served.student.policy(body.exit)
         if truncate == "start" and any(item.truncated for item in encoded if isinstance(item, Encoded)):
             # certificates are about texts that lost their end, if anything
-            policy = replace(served.student.policy("never"), risk_requested=policy.risk_requested)
-        return await self.run(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s)
+            return replace(served.student.policy("never"), risk_requested=policy.risk_requested)
+        return policy
 
     def truncation(self, body: Body) -> Truncate:
         """What is done with texts that are too long."""
@@ -208,8 +247,7 @@ class Service:
             Forbidden, QuotaExceeded: the caller may not ask now.
             Overloaded, Draining, DeadlineExceeded, TooLarge: the engine would not take them, or too much waits here.
         """
-        self.access.admit(call.caller, model=served.name)
-        self.engine.check(served.handle, len(texts), deadline=call.deadline)
+        self._admit(served, len(texts), call)
         if are_short(texts):
             return list(work(texts, 0))
         try:
@@ -244,29 +282,63 @@ class Service:
             Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
+        return await self._wait(self._begin(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s))
+
+    def _admit(self, served: Served, items: int, call: Call) -> None:
+        """Raises: Forbidden, QuotaExceeded, Overloaded, Draining, DeadlineExceeded, TooLarge: as `tokenize`."""
+        self.access.admit(call.caller, model=served.name)
+        self.engine.check(served.handle, items, deadline=call.deadline)
+
+    def _begin(
+        self,
+        served: Served,
+        encoded: Sequence[Encoded | ServiceError],
+        *,
+        policy: ExitPolicy,
+        call: Call,
+        tokenize_s: float,
+    ) -> Underway:
         good = [item for item in encoded if isinstance(item, Encoded)]
         tokens = sum([item.kept for item in good])
         if tokens > self.settings.max_request_tokens:
             raise TooLarge(f"{tokens} tokens; one request may have {self.settings.max_request_tokens}")
         if not self.access.open:
             self._allow(served, policy, tokens, call)
+        request = (
+            self.engine.begin(served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
+            if good
+            else None
+        )
+        return Underway(served, encoded, good, tokens, policy, call, tokenize_s, request)
+
+    async def _wait(self, underway: Underway) -> Inference:
+        if underway.request is None:
+            return self.ended(underway, [])
         try:
-            ran = await self.engine.submit(
-                served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority
-            )
+            return self.ended(underway, await underway.request.future)
         except asyncio.CancelledError:
-            # who leaves pays what was expected; else leaving just before the answer would be free
-            expected = tokens * _expected_depth(served, policy)
-            self.access.charge(call.caller, items=len(good), compute_tokens=expected)
+            self.give_up(underway)
             raise
+
+    def give_up(self, underway: Underway) -> None:
+        """Its client has gone."""
+        if underway.request is not None:
+            self.engine.give_up(underway.request)
+        # who leaves pays what was expected; else leaving just before the answer would be free
+        expected = underway.tokens * _expected_depth(underway.served, underway.policy)
+        self.access.charge(underway.call.caller, items=len(underway.good), compute_tokens=expected)
+
+    def ended(self, underway: Underway, ran: Sequence[ItemResult]) -> Inference:
+        """What came of a request, whose items ended so."""
         if not self.access.open:
-            self._charge(served, good, ran, call)
-        items = tuple(_answered(encoded, ran))
+            self._charge(underway.served, underway.good, ran, underway.call)
+        items = tuple(_answered(underway.encoded, ran))
         if len(ran) == 1:
-            return Inference(policy, items, ran[0].queue_s, ran[0].compute_s, tokenize_s)
-        queue_s = max([result.queue_s for result in ran], default=0.0)
-        compute_s = max([result.compute_s for result in ran], default=0.0)
-        return Inference(policy, items, queue_s, compute_s, tokenize_s)
+            queue_s, compute_s = ran[0].queue_s, ran[0].compute_s
+        else:
+            queue_s = max([result.queue_s for result in ran], default=0.0)
+            compute_s = max([result.compute_s for result in ran], default=0.0)
+        return Inference(underway.policy, items, queue_s, compute_s, underway.tokenize_s)
 
     def _allow(self, served: Served, policy: ExitPolicy, tokens: int, call: Call) -> None:
         default = served.student.policy("default")

@@ -89,7 +89,7 @@ class Asked:
 
     def call(self, deadline_ms: float | None = None) -> Call:
         """How this request is to be run: who asks, until when, how urgently."""
-        return call_of(self.scope, self.arrived, deadline_ms, self.service.settings)
+        return call_of(exchange_of(self.scope), self.arrived, deadline_ms, self.service.settings)
 
     async def written(self, write: Callable[[], R], items: int) -> R:
         """What `write` writes; in a thread where so many items would hold the event loop for milliseconds."""

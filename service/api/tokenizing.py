@@ -11,7 +11,7 @@ from service.errors import InvalidInput, Overloaded, ServiceError
 from service.runtime.encode import TOO_LONG, Encoded, Encoder, Text, Truncate, too_long
 
 # tokenized on the loop, in some half a millisecond: going to a thread and back costs more than most texts
-SHORT_CHARACTERS = 1 << 11
+SHORT_CHARACTERS = 1 << 12
 # tokenized in one go, some ten milliseconds: short requests pass between the portions of a long one
 PORTION_CHARACTERS = 1 << 16
 RETRY_AFTER_S = 1.0

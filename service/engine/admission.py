@@ -11,7 +11,7 @@ from service.engine.limits import EngineLimits
 from service.engine.observer import EngineObserver
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 
-RETRY_BOUNDS_S = (0.05, 60.0)
+RETRY_BOUNDS_S, RETRY_STEP_S = (0.05, 60.0), 0.05
 # what is admitted should not end late: predictions mostly come true within so much
 SAFETY = 1.25
 # a student counts among those that share the slots for so long after its last request
@@ -92,10 +92,15 @@ class Admission:
         """
         work_s = lane.ahead_s(asked.moment) + asked.tokens * lane.forecast.token_s
         shared_s = sum(min(other.backlog_s(), work_s) for other in self._crowd if other is not lane)
-        return SAFETY * self.stretch.factor * (work_s + shared_s)
+        idle = not lane.items and not any(other.items for other in self._crowd)
+        # subtle: the stretch is learned from runs; were nothing run because of it, it would never be unlearned
+        factor = min(self.stretch.factor, 1.0) if idle else self.stretch.factor
+        return SAFETY * factor * (work_s + shared_s)
 
     def _overloaded(self, detail: str) -> Overloaded:
         """To be tried again when all that was admitted should be done."""
         low, high = RETRY_BOUNDS_S
         drain_s = self.stretch.factor * sum(lane.backlog_s() for lane in self._crowd)
-        return Overloaded(detail, retry_after_s=min(max(drain_s, low), high))
+        # in steps, so that answers recur
+        told_s = math.ceil(drain_s / RETRY_STEP_S) * RETRY_STEP_S
+        return Overloaded(detail, retry_after_s=min(max(told_s, low), high))

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # turns of the event loop between two runs on it: bytes that have come are read, parsed and submitted in so many
 YIELDS = 3
+# but no longer: under a flood one turn alone may read for as long
+YIELD_S = 2e-3
 NEVER_ONWARD = 1 << 30
 # while other students wait, a batch that would take longer gives the slot up after each stage
 TURN_S = 2e-3
@@ -133,14 +135,33 @@ class Engine:
         """
         if not items:
             return []
-        moment = math.inf if deadline is None else deadline
-        request = self._admit(student, items, policy, moment, priority)
+        request = self.begin(student, items, policy=policy, deadline=deadline, priority=priority)
         try:
             return await request.future
         except asyncio.CancelledError:
-            self._ledger.end_all(request, partial(ServiceError, "the client has gone"), dropped="cancelled")
-            self._wake()
+            self.give_up(request)
             raise
+
+    def begin(
+        self,
+        student: ServedStudent,
+        items: Sequence[Encoded],
+        *,
+        policy: ExitPolicy,
+        deadline: float | None = None,
+        priority: Priority = "normal",
+    ) -> Request:
+        """Admit a request of at least one item; its `future` has the results, or the engine's error if it stops.
+
+        Args and errors are `submit`'s.
+        """
+        moment = math.inf if deadline is None else deadline
+        return self._admit(student, items, policy, moment, priority)
+
+    def give_up(self, request: Request) -> None:
+        """Nobody waits for a request any more: what has not ended of it ends."""
+        self._ledger.end_all(request, partial(ServiceError, "the client has gone"), dropped="cancelled")
+        self._wake()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new work and wait for what was admitted, and for the slots. Returns: whether all ended in time."""
@@ -210,10 +231,11 @@ class Engine:
             self._turning = True
             self._loop.call_soon(self._guarded, self._turn)
 
-    def _later(self, act: Callable[[], None], turns: int = YIELDS) -> None:
-        """Act after so many turns of the event loop: what has come meanwhile is read and submitted first."""
-        if turns:
-            self._loop.call_soon(self._later, act, turns - 1)
+    def _later(self, act: Callable[[], None], turns: int = YIELDS, until: float = math.inf) -> None:
+        """Act after so many turns of the event loop, or `YIELD_S`: what has come meanwhile is submitted first."""
+        now = self._clock()
+        if turns and now < until:
+            self._loop.call_soon(self._later, act, turns - 1, min(until, now + YIELD_S))
         else:
             self._guarded(act)
 

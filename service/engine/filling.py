@@ -39,8 +39,13 @@ class Entry(Protocol):
         ...
 
     @property
-    def urgency(self) -> tuple[float, int]:
-        """(moment, order of admission): the smaller, the sooner."""
+    def moment(self) -> float:
+        """How urgent it is: the smaller, the sooner..."""
+        ...
+
+    @property
+    def order(self) -> int:
+        """...and of equals the one that was admitted first."""
         ...
 
     @property

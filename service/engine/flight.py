@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
-from service.engine.item import Group, Item, ServedStudent, State
+from service.engine.item import Group, Item, ServedStudent
 from service.engine.lane import StudentLane
 from service.engine.queues import Entry
 from service.engine.slot import Job, Report
@@ -52,6 +53,9 @@ class Flight:
         return self.items[0].request.lane
 
 
+_URGENCY = attrgetter("moment", "order")
+
+
 def job_of(entries: Sequence[Entry]) -> tuple[Job, Sequence[Item]]:
     """The job that runs entries of one queue, and its items in the order of its rows; ended survivors are left out."""
     items: list[Item] = []
@@ -76,9 +80,9 @@ def _living(group: Group) -> Sequence[Item]:
     group.taken = True
     if group.items == len(group.members):
         return group.members
-    ended = np.array([item.state is State.ENDED for item in group.members])
+    ended = np.array([item.ended for item in group.members])
     group.going.drop(ended)
-    return [item for item in group.members if item.state is not State.ENDED]
+    return [item for item in group.members if not item.ended]
 
 
 def _policies(items: Sequence[Item]) -> ExitPolicy | Sequence[ExitPolicy]:
@@ -96,10 +100,12 @@ def group_of(members: Sequence[Item], going: Pass, now: float) -> Group | None:
         members = [item for item in members if not item.ended]
     if not members:
         return None
+    first = min(members, key=_URGENCY)
     group = Group(
         Pass.merge([going]),
         members,
-        urgency=min(item.urgency for item in members),
+        moment=first.moment,
+        order=first.order,
         deadline=max(item.deadline for item in members),
         since=now,
         items=len(members),

@@ -18,6 +18,8 @@ SCALE_SAMPLE_BOUNDS = (0.2, 5.0)
 MEMORY_TOKENS = 8192
 MEMORY_ITEMS = 256
 MEMORY_S = 0.2
+# more between two runs says nothing of the next: what waited has ended without one, or the processor was away for once
+LONGEST_GAP_S, LONGEST_STRETCH = 0.1, 10
 ITEM_STEP = 0.1
 
 
@@ -133,7 +135,7 @@ class Stretch:
     def note(self, now: float, *, busy_s: float, waiting: bool) -> None:
         """Work of so many busy seconds has ended; `waiting`: whether more waits now."""
         if self._since is not None:
-            self._wall_s += now - self._since
+            self._wall_s += min(now - self._since, LONGEST_GAP_S + LONGEST_STRETCH * busy_s)
             self._busy_s += busy_s
             if self._busy_s > 2 * MEMORY_S:
                 self._wall_s, self._busy_s = self._wall_s / 2, self._busy_s / 2

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy.typing as npt
@@ -46,12 +45,18 @@ class ServedStudent:
         name, version: which.
         student: runs its stages.
         costs: what a run of each stage costs, as measured at load; empty: the engine guesses, and learns as it runs.
+        version_label: the version, in metrics.
     """
 
     name: str
     version: int
     student: Runner
     costs: tuple[StageCost, ...] = ()
+    version_label: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # subtle: the class is frozen
+        object.__setattr__(self, "version_label", str(self.version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +72,6 @@ class ItemResult:
     outcome: Outcome | ServiceError
     queue_s: float
     compute_s: float
-
-
-class State(Enum):
-    """An item's phase. Those who survive a stage may wait again, for the next."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    ENDED = "ended"
 
 
 @dataclass(slots=True, eq=False)
@@ -103,7 +100,7 @@ class Request:
         """
         deadline, now, first = self.deadline, self.admitted, self.lane.lines[0]
         self.items = [
-            Item(self, i, one, one.kept, (moment + i * pace_s, order + i), deadline, now, first)
+            Item(self, i, one, one.kept, one.kept, moment + i * pace_s, order + i, deadline, now, first)
             for i, one in enumerate(encoded)
         ]
         self.results, self.pending = [None] * len(encoded), len(encoded)
@@ -113,9 +110,13 @@ class Request:
 class Item:
     """One text of a request; by itself it is what waits for the first stage. Owner: event loop.
 
+    It waits, runs or has ended; if it survives a stage it may wait again, for the next.
+
     Attributes:
-        tokens: its length.
-        urgency: (moment in seconds, order of admission): the smaller, the sooner.
+        tokens: its length...
+        real_tokens: ...twice, as a group has two.
+        moment: how urgent it is, in seconds: the smaller, the sooner...
+        order: ...and of equals the one that was admitted first.
         deadline: a moment on the event loop's clock; infinite where none was asked for.
         since: the moment it was admitted.
         queue: where it waits, or did last.
@@ -129,28 +130,16 @@ class Item:
     index: int
     encoded: Encoded
     tokens: int
-    urgency: tuple[float, int]
+    real_tokens: int
+    moment: float
+    order: int
     deadline: float
     since: float
     queue: "StageQueue"
     group: "Group | None" = None
-    state: State = State.WAITING
+    waits: bool = True
+    ended: bool = False
     started: float | None = None
-
-    @property
-    def real_tokens(self) -> int:
-        """Its length."""
-        return self.tokens
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has its result."""
-        return self.state is State.ENDED
-
-    @property
-    def waits(self) -> bool:
-        """Whether it waits."""
-        return self.state is State.WAITING
 
     @property
     def members(self) -> "Sequence[Item]":
@@ -165,7 +154,7 @@ class Group:
     Attributes:
         going: their pass; its rows are the places in `members`.
         members: the items, those that have ended meanwhile included.
-        urgency: the most urgent one's.
+        moment, order: the most urgent one's.
         deadline: the last one's.
         since: the moment from which they wait.
         items, real_tokens: of those that have not ended: how many, and their lengths together.
@@ -174,7 +163,8 @@ class Group:
 
     going: Pass
     members: Sequence[Item]
-    urgency: tuple[float, int]
+    moment: float
+    order: int
     deadline: float
     since: float
     items: int

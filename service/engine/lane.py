@@ -95,4 +95,4 @@ class StudentLane:
 
 
 def _moment(entry: Entry) -> float:
-    return entry.urgency[0]
+    return entry.moment

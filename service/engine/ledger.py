@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from service.engine.item import Item, ItemResult, Request, State
+from service.engine.item import Item, ItemResult, Request
 from service.engine.observer import Dropped, EngineObserver
 from service.engine.queues import StageQueue
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
@@ -44,7 +44,7 @@ class Ledger:
         self.running += len(items)
         request.lane.running += len(items)
         for item in items:
-            item.state = State.RUNNING
+            item.waits = False
         self.changed[line] = request
 
     def wait(self, items: Sequence[Item], line: StageQueue) -> None:
@@ -53,30 +53,38 @@ class Ledger:
         self.running -= len(items)
         request.lane.running -= len(items)
         for item in items:
-            item.state, item.queue = State.WAITING, line
+            item.waits, item.queue = True, line
         self.changed[line] = request
 
     def answer(self, items: Sequence[Item], results: Sequence[Outcome | ServiceError], now: float) -> None:
         """Give running items of one student their results; those given up meanwhile are passed over."""
-        student, tokens = items[0].request.student, 0
+        first = items[0].request
+        student, lane = first.student, first.lane
         exits: dict[int, int] = {}
         failures: list[ServiceError] = []
+        ended = tokens = answered_tokens = 0
         for item, result in zip(items, results, strict=True):
-            if item.state is State.ENDED:
+            if item.ended:
                 continue
+            ended += 1
+            tokens += item.tokens
             if isinstance(result, Outcome):
                 exits[result.exit_index] = exits.get(result.exit_index, 0) + 1
-                tokens += item.tokens
+                answered_tokens += item.tokens
             else:
                 failures.append(result)
             self._end(item, result, now)
+        lane.items -= ended
+        lane.tokens -= tokens
+        lane.running -= ended
+        self.running -= ended
         for exit_index, count in exits.items():
             leave = student.student.pipeline.exits[exit_index]
             self._observer.exit(student, leave.id, leave.depth, count)
         if exits:
-            items[0].request.lane.forecast.ended(sum(exits.values()), tokens)
+            lane.forecast.ended(sum(exits.values()), answered_tokens)
         if failures:
-            self._tell_failures(items[0].request, failures)
+            self._tell_failures(first, failures)
 
     def _tell_failures(self, request: Request, failures: Sequence[ServiceError]) -> None:
         student = request.student
@@ -102,26 +110,27 @@ class Ledger:
 
     def end_all(self, request: Request, error: Callable[[], ServiceError], *, dropped: Dropped) -> None:
         """End every item of a request that has not ended."""
-        now, left = self._clock(), [item for item in request.items if not item.ended]
+        now, lane = self._clock(), request.lane
+        left = [item for item in request.items if not item.ended]
         for item in left:
+            lane.items -= 1
+            lane.tokens -= item.tokens
+            if item.waits:
+                item.queue.ended(item)
+                self.changed[item.queue] = request
+            else:
+                lane.running -= 1
+                self.running -= 1
             self._end(item, error(), now)
         if left:
             self._observer.dropped(request.student, dropped, len(left))
 
     def _end(self, item: Item, result: Outcome | ServiceError, now: float) -> None:
-        """The one place where an item ends."""
-        request = item.request
-        lane = request.lane
-        lane.items -= 1
-        lane.tokens -= item.tokens
-        if item.state is State.RUNNING:
-            lane.running -= 1
-            self.running -= 1
-        else:
-            item.queue.ended(item)
-            self.changed[item.queue] = request
-        item.state = State.ENDED
-        started = now if item.started is None else item.started
+        """The one place where an item ends. Who calls counts it out."""
+        request, started = item.request, item.started
+        item.waits, item.ended = False, True
+        if started is None:
+            started = now
         request.results[item.index] = ItemResult(result, started - request.admitted, now - started)
         request.pending -= 1
         if not request.pending:

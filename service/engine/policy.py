@@ -147,7 +147,7 @@ def _choose(ready: Sequence["_View[E]"], now: float, limits: EngineLimits) -> "_
     if not grown:
         return min(ready, key=lambda view: view.line.stage)
     # of equals the one at the deeper stage, then the one that came first
-    return min(grown, key=lambda view: (view.front[0].urgency[0], -view.line.stage, view.front[0].urgency[1]))
+    return min(grown, key=lambda view: (view.front[0].moment, -view.line.stage, view.front[0].order))
 
 
 def _ripe(line: Line[E]) -> bool:
@@ -160,7 +160,7 @@ def _pressing(view: "_View[E]", now: float, limits: EngineLimits) -> bool:
     leader = view.front[0]
     if now >= leader.since + limits.ripen_s:
         return True
-    return leader.urgency[0] - now <= limits.ripen_s + view.line.outlook.ahead.seconds(leader.items, leader.tokens)
+    return leader.moment - now <= limits.ripen_s + view.line.outlook.ahead.seconds(leader.items, leader.tokens)
 
 
 def _held(view: "_View[E]", now: float, limits: EngineLimits) -> bool:
@@ -169,7 +169,7 @@ def _held(view: "_View[E]", now: float, limits: EngineLimits) -> bool:
     if now >= leader.since + limits.window_s or _ripe(view.line):
         return False
     ahead = view.line.outlook.ahead.seconds(leader.items, leader.tokens)
-    return leader.urgency[0] - now > limits.window_s + ahead
+    return leader.moment - now > limits.window_s + ahead
 
 
 def least_onward(run: StageCost, *, longest: int, others: float, most: int) -> int:

@@ -12,7 +12,7 @@ Entry = Item | Group
 # of a long queue so many entries tell how many are of a length
 SAMPLE = 64
 SORT_COST = 16  # an insertion costs about what sorting so many places does
-_URGENCY = attrgetter("urgency")
+_MOMENT = attrgetter("moment")
 
 
 class StageQueue:
@@ -43,15 +43,15 @@ class StageQueue:
     def add(self, entries: Sequence[Entry]) -> None:
         """Put entries that are sorted by urgency in their places."""
         queue = self.entries
-        if not queue or queue[-1].urgency <= entries[0].urgency:
+        if not queue or queue[-1].moment <= entries[0].moment:
             queue.extend(entries)
         elif len(entries) * SORT_COST < len(queue):
             for entry in entries:
-                insort(queue, entry, key=_URGENCY)
+                insort(queue, entry, key=_MOMENT)
         else:
-            # subtle: the queue and the entries are two sorted runs, which this sort merges in linear time
+            # subtle: two sorted runs, which this sort merges in linear time; of equals those that were here come first
             queue.extend(entries)
-            queue.sort(key=_URGENCY)
+            queue.sort(key=_MOMENT)
         for entry in entries:
             self.items += entry.items
             self.tokens += entry.real_tokens

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from loadtest.bench import (
+    LEAST_CONNECTIONS,
     Bodies,
     Report,
     chunks,
     closed,
+    connections_for,
     data_file,
     has_amx,
     in_turn,
@@ -70,7 +72,8 @@ def test_open_loops_are_merged_in_time(loopback):
     first = Bodies("/a").shots(server.url, ["x"], kind=0)
     second = Bodies("/b").shots(server.url, ["y"], kind=1)
     load = merged([(np.array([0.0, 0.03]), first), (np.array([0.01, 0.02]), second)])
-    played = opened(load, origin_of(server.url), seconds=0.1, warm_up_s=0.0)
+    played = opened(load, origin_of(server.url), seconds=0.1, warm_up_s=0.0, connections=(1, 2))
+    assert played.opened == 3
     by_moment = played.sample.kind[np.argsort(played.sample.intended)]
     assert by_moment.tolist() == [0, 1, 1, 0]
 
@@ -111,3 +114,8 @@ def test_what_the_user_can_mend_is_one_line(capsys):
     with pytest.raises(SystemExit) as ended, one_line_errors():
         raise TargetFailed("no such thing")
     assert ended.value.code == 2 and capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_connections_are_enough_for_the_patience_and_never_few():
+    assert connections_for(1000.0, 0.2005) == 201
+    assert connections_for(10.0, 0.2) == LEAST_CONNECTIONS

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from loadtest.client import Pool
+from loadtest.client import Pool, Pools
 from loadtest.errors import TargetFailed
 from loadtest.servers import free_port
 from loadtest.wire import LOST, Origin, request_bytes
@@ -173,3 +173,19 @@ async def test_closing_the_pool_loses_what_is_on_its_way(pool_on):
         await pool.close()
         assert await on_its_way == LOST and await waiting == LOST
         never.set()
+
+
+async def test_kinds_do_not_wait_for_each_others_connections(pool_on):
+    gate = asyncio.Event()
+    slow, fast = Script(gate), Script()
+    async with pool_on(slow, most=1) as (pool, origin), pool_on(fast, most=1) as (other, _):
+        pools, answered = Pools([pool, other]), []
+        done = [asyncio.get_running_loop().create_future() for _ in range(3)]
+        for place, kind in enumerate((0, 0, 1)):
+            pools.send(request_bytes(origin, "/", None), done[place].set_result, kind=kind)
+        answered.append((await done[2]).status)
+        assert not done[0].done() and not done[1].done()
+        gate.set()
+        answered += [(await one).status for one in done[:2]]
+    assert answered == [200, 200, 200]
+    assert (pool.limited, other.limited) == (1, 0)

@@ -23,7 +23,7 @@ class StallingServer:
         self._free_at = 0.0
         self.sent: list[bytes] = []
 
-    def send(self, raw, done, *, want_body=False) -> None:
+    def send(self, raw, done, *, want_body=False, kind=0) -> None:
         start = max(self._loop.time(), self._free_at)
         if STALL[0] <= start < STALL[1]:
             start = STALL[1]
@@ -130,7 +130,7 @@ def test_lost_answers_are_not_judged(virtual):
         loop = asyncio.get_running_loop()
 
         class Loser:
-            def send(self, raw, done, *, want_body=False):
+            def send(self, raw, done, *, want_body=False, kind=0):
                 loop.call_soon(done, LOST)
 
         cycle = Cycle([Shot(b"a", judge=lambda body: Judgement(1, 1))])

@@ -1,5 +1,6 @@
 """Processes under test: pinned, paused, asked, and ended."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def test_a_server_is_started_pinned_waited_for_and_ended(tmp_path):
         other.wait_ready("/")
         assert os.sched_getaffinity(server.pid) == {CORE}
         assert server.resident_bytes() > 1 << 20
+        assert server.waited_s() >= 0 or math.isnan(server.waited_s())
         assert ask(server.url + "/a.json") == {"a": 1}
         with pytest.raises(TargetFailed, match="501"):
             ask(server.url + "/a.json", {"x": 1})

@@ -1,20 +1,18 @@
 """What requests say in headers: priority and deadline."""
 
-from typing import Any
-
 import pytest
 
 from service.api.access import Caller
 from service.api.call import Call, call_of
-from service.api.conversation import SCOPE_KEY, Exchange
+from service.api.conversation import Exchange
 from service.errors import InvalidInput
 from service.settings import load_settings
 
 
 def _call(deadline_ms: float | None = None, default_ms: float | None = None, **headers: str) -> Call:
     named = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
-    scope: dict[str, Any] = {SCOPE_KEY: Exchange(b"id", named, Caller("web"))}
-    return call_of(scope, 100.0, deadline_ms, load_settings(slots=1, default_deadline_ms=default_ms))
+    exchange = Exchange(b"id", named, Caller("web"))
+    return call_of(exchange, 100.0, deadline_ms, load_settings(slots=1, default_deadline_ms=default_ms))
 
 
 def test_nothing_said() -> None:

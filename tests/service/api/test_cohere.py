@@ -107,13 +107,13 @@ async def test_many_documents(app: Any) -> None:
 async def test_priority(
     app: Any, monkeypatch: pytest.MonkeyPatch, priority: int | None, header: str | None, expected: str
 ) -> None:
-    seen, submit = [], app.service.engine.submit
+    seen, begin = [], app.service.engine.begin
 
     def watched(*args: Any, **options: Any) -> Any:
         seen.append(options.get("priority", "normal"))
-        return submit(*args, **options)
+        return begin(*args, **options)
 
-    monkeypatch.setattr(app.service.engine, "submit", watched)
+    monkeypatch.setattr(app.service.engine, "begin", watched)
     headers = {} if header is None else {"x-priority": header}
     body = {"query": QUERY, "documents": DOCUMENTS, "priority": priority}
     assert (await app.client.post("/v2/rerank", json=body, headers=headers)).status_code == 200

@@ -186,6 +186,25 @@ class TestLeaving:
             await asked
 
 
+async def test_those_that_others_answer_are_counted_too(client: Client, work: Work) -> None:
+    metrics = Metrics()
+    door = Door(load_settings(slots=1), metrics)
+    door.enter()
+    client.sends(b"x")
+    asked = _ask(door, client, work)
+    await work.begun.wait()
+    assert (door.inside, metrics.inflight_requests.value, await door.empty(0)) == (2, 2, False)
+    work.go.set()
+    await asked
+    door.close()
+    emptied = asyncio.create_task(door.empty(PATIENCE_S))
+    await asyncio.sleep(0)
+    assert not emptied.done()
+    door.leave()
+    assert await emptied
+    assert (door.inside, metrics.inflight_requests.value) == (0, 0)
+
+
 class TestClosing:
     async def test_nobody_comes_in(self, door: Door, client: Client, work: Work) -> None:
         door.close()

@@ -1,34 +1,15 @@
 """The direct routes: what they answer is what FastAPI's road answers, for every kind of request, right and wrong."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 PATHS = ("/v1/classify", "/v1/embed", "/v1/rank", "/classify", "/embed", "/rank")
-TEXTS: list[Any] = ["this film is great", "", "good " * 100, "é", "\x00", 5, None, ["it was bad", "is it?"], {}]
-FIELDS: dict[str, list[Any]] = {
-    "inputs": [*TEXTS, [], ["a", "b"], ["a", 5], [["a", "b"], ["c", "d"]], ["good"] * 70, TEXTS],
-    "query": ["good", "", 1],
-    "passages": [["bad", {"id": "p", "text": "good"}], [], "x", [{"id": 1}], ["a"] * 80],
-    "model": ["toy", "toy@1", "toy@production", "toy-embed", "nobody", "", "m" * 300, 3, None],
-    "exit": ["default", "never", "maybe", {"risk": 0.02}, {"risk": 2}, None],
-    "truncate": ["end", "start", "error", "chunk", "middle"],
-    "on_error": ["fail", "item", "x"],
-    "deadline_ms": [60_000, 0.0001, -1, "1"],
-    "top_k": [1, 2, 0, 1.5, 99],
-    "encoding": ["float", "base64", "int8", "binary", "hex"],
-    "normalize": [True, False, 0],
-    "dimensions": [3, 0, 1 << 20],
-    "unknown": [1],
-}
-USUAL = {"/v1/rank": ("query", "passages"), "/rank": ("query", "passages")}
 
 
 @pytest.fixture
@@ -42,38 +23,12 @@ async def roads(start: Any) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.Asyn
             yield app.client, below, app
 
 
-def _document(chance: random.Random, path: str) -> dict[str, Any]:
-    usual = USUAL.get(path, ("inputs",))
-    names = [name for name in usual if chance.random() < 0.95]
-    names += chance.sample(sorted(FIELDS), chance.choice((0, 0, 1, 2, 4)))
-    return {name: chance.choice(FIELDS[name]) for name in names}
-
-
-def _told(response: httpx.Response) -> tuple[int, dict[str, str], Any]:
-    """Status, headers and body, but for moments, lengths and ids."""
-    varying = {
-        "content-length",
-        "x-request-id",
-        "x-queue-time",
-        "x-inference-time",
-        "x-tokenization-time",
-        "x-total-time",
-    }
-    document = response.json()
-    document.pop("timing_ms", None)
-    headers = {name: value if name not in varying else "" for name, value in response.headers.items()}
-    return response.status_code, headers, document
-
-
-async def test_both_roads_answer_alike(roads: Any) -> None:
+async def test_both_roads_answer_alike(roads: Any, random_bodies: Any, told: Any) -> None:
     direct, below, _ = roads
-    chance, statuses = random.Random(0), set()
-    for number in range(250):
-        path = chance.choice(PATHS)
-        body = orjson.dumps(_document(chance, path))
-        if number % 25 == 0:
-            body = body[:-1]
-        ours, theirs = [_told(await client.post(path, content=body)) for client in (direct, below)]
+    statuses = set()
+    for path, body in random_bodies(PATHS, 250):
+        responses = [await client.post(path, content=body) for client in (direct, below)]
+        ours, theirs = [told(one.status_code, one.headers, one.content) for one in responses]
         assert ours == theirs, (path, body)
         statuses.add(ours[0])
     assert {200, 400, 404, 413, 422} <= statuses

@@ -160,13 +160,13 @@ class TestParameters:
     async def test_priority(
         self, app: Any, monkeypatch: pytest.MonkeyPatch, priority: int, header: str | None, expected: str
     ) -> None:
-        seen, submit = [], app.service.engine.submit
+        seen, begin = [], app.service.engine.begin
 
         def watched(*args: Any, **options: Any) -> Any:
             seen.append(options.get("priority", "normal"))
-            return submit(*args, **options)
+            return begin(*args, **options)
 
-        monkeypatch.setattr(app.service.engine, "submit", watched)
+        monkeypatch.setattr(app.service.engine, "begin", watched)
         headers = {} if header is None else {"x-priority": header}
         body = {"inputs": [_tensor(["a"])], "parameters": {"priority": priority}}
         assert (await app.client.post("/v2/models/toy/infer", json=body, headers=headers)).status_code == 200

@@ -169,6 +169,40 @@ async def test_no_timer_runs_while_an_answer_is_awaited_or_between_requests(list
     assert protocol.timeout_keep_alive_task is not None
 
 
+async def test_a_connection_is_idle_where_a_next_request_may_be_answered(listen: Any) -> None:
+    server = await listen()
+    connection = await server.connect()
+    protocol = await server.protocol(lambda one: one.idle)
+    connection.send(b"POST /held HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n")
+    await server.protocol(lambda one: not one.idle)
+    connection.send(b"\r\na")
+    await server.app.asked.wait()
+    assert not protocol.idle
+    connection.send(b"b")
+    await server.protocol(lambda one: one._whole)
+    assert not protocol.idle
+    server.app.go.set()
+    assert await connection.answer() == (200, b"2")
+    assert protocol.idle
+    protocol.pause_writing()
+    assert not protocol.idle
+    protocol.resume_writing()
+    assert protocol.idle
+    protocol.transport.close()
+    assert not protocol.idle
+
+
+async def test_nor_is_it_before_a_request_is_whole_that_was_answered_early(listen: Any) -> None:
+    server = await listen()
+    connection = await server.connect()
+    connection.send(HEAD + b"content-length: 2\r\n\r\na")
+    assert await connection.answer() == (200, b"0")
+    protocol = await server.protocol(lambda one: one.cycle.response_complete)
+    assert not protocol.idle
+    connection.send(b"b")
+    await server.protocol(lambda one: one.idle)
+
+
 async def test_an_idle_connection_is_closed(listen: Any) -> None:
     connection = await (await listen(keep_alive_s=SHORT_S)).connect()
     connection.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from service.api.serve_command import SWITCH_S, listen, serve, settle, tune
+from service.api import serve_command
+from service.api.connection import Connection
+from service.api.serve_command import SWITCH_S, listen, run, serve, settle, tune
 from service.errors import SettingsInvalid
-from service.settings import Settings
+from service.settings import Settings, load_settings
 
 
 def test_every_setting_is_an_option() -> None:
@@ -77,6 +79,28 @@ def test_the_process_is_tuned_but_a_users_wish_stays(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("TOKENIZERS_PARALLELISM")
     tune()
     assert os.environ.pop("TOKENIZERS_PARALLELISM") == "false"
+
+
+@pytest.mark.usefixtures("process_as_it_was")
+def test_connections_have_the_short_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Server:
+        def __init__(self, config: Any, app: Any) -> None:
+            seen.extend((config.http, app))
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            sockets[0].close()
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(serve_command, "Server", Server)
+    monkeypatch.setattr(serve_command, "disable_created_metrics", lambda: None)
+    run(load_settings(store=tmp_path, host="127.0.0.1", port=0, header_timeout_s=7))
+    kind, app = seen
+    assert issubclass(kind, Connection)
+    assert (kind.header_timeout_s, kind.express_of()) == (7, None)
+    app.state.express = "the short road"
+    assert kind.express_of() == "the short road"
 
 
 @pytest.mark.usefixtures("process_as_it_was")

@@ -149,13 +149,13 @@ async def test_what_is_shed_is_not_tokenized(app: Any) -> None:
 
 async def test_the_priority_reaches_the_engine(app: Any) -> None:
     asked: list[str] = []
-    submit = app.service.engine.submit
+    begin = app.service.engine.begin
 
-    async def note(*args: Any, priority: str, **more: Any) -> Any:
+    def note(*args: Any, priority: str, **more: Any) -> Any:
         asked.append(priority)
-        return await submit(*args, priority=priority, **more)
+        return begin(*args, priority=priority, **more)
 
-    app.service.engine.submit = note
+    app.service.engine.begin = note
     for headers in ({}, {"x-priority": "high"}, {"x-priority": "low"}):
         await app.client.post("/v1/classify", json={"inputs": "x"}, headers=headers)
     wrong = await app.client.post("/v1/classify", json={"inputs": "x"}, headers={"x-priority": "urgent"})

@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.api.access import Access
 from service.api.conversation import Conversation, Reply
-from service.api.wire import SCOPE_KEY, reply_at_once, wire_of
+from service.api.wire import SCOPE_KEY, header_lines, ok_rest, reply_at_once, wire_of
 from service.metrics import Metrics
 from service.settings import load_settings
 
@@ -86,6 +86,14 @@ async def test_the_same_answer(keep_alive: bool) -> None:
         for one in (ours, theirs)
     ]
     assert states[0] == states[1]
+
+
+def test_what_follows_a_status_line() -> None:
+    rest = ok_rest(b"an-id", HEADERS, BODY)
+    head, _, body = rest.partition(b"\r\n\r\n")
+    assert head.split(b"\r\n")[:3] == [b"content-type: application/json", b"content-length: 14", b"x-request-id: an-id"]
+    assert (head.endswith(header_lines(HEADERS)[:-2]), body) == (True, BODY)
+    assert ok_rest(b"an-id", (), b"").endswith(b"x-request-id: an-id\r\n\r\n")
 
 
 async def test_a_scope_gives_its_connection_away() -> None:

@@ -64,6 +64,12 @@ class TestStretch:
             stretch.note(moment, busy_s=0.5, waiting=moment < 50)
         assert stretch.factor == pytest.approx(2.0, rel=0.02)
 
+    def test_a_long_gap_counts_as_a_shorter_one(self):
+        stretch = Stretch(slots=1)
+        stretch.note(0.0, busy_s=0.001, waiting=True)
+        stretch.note(3600.0, busy_s=0.001, waiting=False)
+        assert 1 < stretch.factor < 2
+
 
 class TestLane:
     def test_a_stage_that_fails_whatever_it_is_given_makes_it_sick(self):

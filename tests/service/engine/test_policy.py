@@ -203,7 +203,8 @@ def lanes_of(waiter_class, placed, cost) -> tuple[list[Lane], list]:
     lanes = []
     for student in range(3):
         stages = [
-            sorted((w for s, t, w in made if (s, t) == (student, stage)), key=lambda w: w.urgency) for stage in range(3)
+            sorted((w for s, t, w in made if (s, t) == (student, stage)), key=lambda w: (w.moment, w.order))
+            for stage in range(3)
         ]
         lanes.append(lane(*stages, virtual=float(student), cost=cost))
     return lanes, [waiter for *_, waiter in made]
@@ -245,6 +246,6 @@ class TestProperties:
             batch = plan([lane(waiting, cost=cost)], now=now, limits=limits).batch
             if odd in batch.entries:
                 return
-            assert batch.entries[0].urgency < odd.urgency
+            assert batch.entries[0].moment < odd.moment
             waiting = [waiter for waiter in waiting if waiter not in batch.entries]
         pytest.fail("the odd item never ran")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.engine.flight import group_of
-from service.engine.item import Item, Request, State
+from service.engine.item import Item, Request
 from service.engine.lane import StudentLane
 from service.engine.queues import StageQueue
 from service.runtime.encode import pad
@@ -29,7 +29,7 @@ async def make_items(served, early, encoded, lane):
     def make(*moments: float) -> list[Item]:
         request = Request(served, lane, early, 100.0, 0.0, asyncio.get_running_loop().create_future())
         return [
-            Item(request, i, encoded(1)[0], 4, (moment, i), 100.0, 0.0, lane.lines[0])
+            Item(request, i, encoded(1)[0], 4, 4, moment, i, 100.0, 0.0, lane.lines[0])
             for i, moment in enumerate(moments)
         ]
 
@@ -37,12 +37,12 @@ async def make_items(served, early, encoded, lane):
 
 
 def moments(queue: StageQueue) -> list[float]:
-    return [entry.urgency[0] for entry in queue.entries]
+    return [entry.moment for entry in queue.entries]
 
 
 def end(queue: StageQueue, item: Item) -> None:
     queue.ended(item)
-    item.state = State.ENDED
+    item.waits, item.ended = False, True
 
 
 async def test_requests_are_merged_by_urgency(make_items, queue):
@@ -63,7 +63,7 @@ async def test_clear_gives_up_the_places_of_those_who_left(make_items, queue):
     items = make_items(1, 2, 3, 4)
     queue.add(items)
     end(queue, items[1])
-    items[0].state = State.RUNNING
+    items[0].waits = False
     queue.left(items[0])
     assert (queue.items, queue.tokens, moments(queue)) == (2, 8, [1, 2, 3, 4])
     queue.clear(1)
@@ -95,18 +95,19 @@ class TestGroups:
         going = runner.begin(pad(encoded(3, 5), pad_id=0), early)
         going.step()
         for item in items:
-            item.state = State.ENDED
+            item.waits, item.ended = False, True
         assert group_of(items, going, 7.0) is None
 
     async def test_those_that_ended_are_left_out(self, make_items, runner, encoded, early, lane):
         items = make_items(5, 2, 3)
         for item in items:
-            item.state = State.RUNNING
+            item.waits = False
         going = runner.begin(pad(encoded(3, 5, 7), pad_id=0), early)
         going.step()
-        items[1].state = State.ENDED
+        items[1].waits, items[1].ended = False, True
         group = group_of(items, going, 7.0)
-        assert (group.items, group.real_tokens, group.tokens, group.urgency, group.since) == (2, 8, 4, (3, 2), 7.0)
+        assert (group.items, group.real_tokens, group.tokens) == (2, 8, 4)
+        assert (group.moment, group.order, group.since) == (3, 2, 7.0)
         assert going.rows.tolist() == [0, 1]
         assert group.members == [items[0], items[2]]
         assert np.array_equal(group.going.rows, [0, 1])
