@@ -17,7 +17,8 @@ class Connection(BoundedProtocol):
     """One connection. Owner: event loop.
 
     Invariant: while a visit is under way, what comes behind it is kept for afterwards, up to a bound above which
-    nothing is read. Reading on before is how a client that leaves is noticed.
+    nothing is read. Reading on before is how a client that leaves is noticed. A head that came alone is kept until
+    something follows it, or its time is over.
     """
 
     express_of: Callable[[], Express | None] = staticmethod(lambda: None)
@@ -28,6 +29,7 @@ class Connection(BoundedProtocol):
         self._visit: Visit | None = None
         self._answered = False
         self._behind = b""
+        self._head = b""
         self._last = False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -43,8 +45,30 @@ class Connection(BoundedProtocol):
             self._behind += data
             if len(self._behind) > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
-        elif self._express is None or not self.idle or not self._take(self._express, data):
+        elif self._express is None or not self.idle:
             super().data_received(data)
+        else:
+            self._begin(self._express, data)
+
+    def _begin(self, express: Express, data: bytes) -> None:
+        """A request begins, or goes on after its head."""
+        head, self._head = self._head, b""
+        if not head and express.awaits(data):
+            self._head = data
+            self._unset_keepalive_if_required()
+            if not self.timed:
+                self.arm()
+        elif not self._take(express, head + data):
+            super().data_received(head + data)
+
+    def out_of_time(self) -> None:
+        """The body of a head that came alone did not begin in time: it is waited for on the long road."""
+        super().out_of_time() if not self._head else self._pass_on()
+
+    def _pass_on(self) -> None:
+        head, self._head = self._head, b""
+        self.disarm()
+        super().data_received(head)
 
     def _take(self, express: Express, data: bytes) -> bool:
         self._answered = False
@@ -75,6 +99,8 @@ class Connection(BoundedProtocol):
 
     def shutdown(self) -> None:
         """The server stops: close, after the answer that is awaited."""
+        if self._head:
+            self._pass_on()
         if self._visit is None:
             super().shutdown()
         else:

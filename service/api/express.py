@@ -93,6 +93,10 @@ class Express:
             self._fail(visit, error)
             return visit
 
+    def awaits(self, data: bytes) -> bool:
+        """Whether `data` is the head of a request that may be taken with its body; many clients send it alone."""
+        return self._heads.is_alone(data) and not self._service.door.closed
+
     def _begin(self, visit: Visit, raw: bytes) -> bool:
         """Whether it is on its way, or even answered. Raises: ServiceError: it has no answer."""
         service, exchange = self._service, visit.exchange

@@ -66,6 +66,13 @@ class Heads:
             return None
         return head, data[begin:]
 
+    def is_alone(self, data: bytes) -> bool:
+        """Whether `data` is the head of a plain request and nothing else, so that its body will come next."""
+        if len(data) > MAX_HEAD_BYTES or data.find(b"\r\n\r\n") != len(data) - 4:
+            return False
+        head = self._kept.get(data) or self._parsed(data)
+        return head is not None and head.length > 0
+
     def _parsed(self, raw: bytes) -> Head | None:
         match = _HEAD.fullmatch(raw)
         if match is None or (path := match[1].decode("ascii")) not in self._paths:

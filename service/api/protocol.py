@@ -43,6 +43,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._whole = True
 
     @property
+    def timed(self) -> bool:
+        """Whether the header timer runs."""
+        return self._timer is not None
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is under way: a next request may be answered."""
         cycle = self.cycle
@@ -52,7 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connects."""
         super().connection_made(transport)
-        self._arm()
+        self.arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended, by whomever."""
@@ -71,7 +76,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._timer is not None:
                 self.disarm()
         elif self._timer is None and self.timeout_keep_alive_task is None:
-            self._arm()
+            self.arm()
         if self._message_bytes > MAX_HEADER_BYTES:
             self._check_length()
 
@@ -153,8 +158,9 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._message_bytes > self.max_message_bytes:
             self.transport.close()
 
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(self.header_timeout_s, self._out_of_time)
+    def arm(self) -> None:
+        """Headers must end in time."""
+        self._timer = self.loop.call_later(self.header_timeout_s, self.out_of_time)
 
     def disarm(self) -> None:
         """The header timer is not needed: a request is there."""
@@ -162,7 +168,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def _out_of_time(self) -> None:
+    def out_of_time(self) -> None:
+        """They did not."""
         self._timer = None
         if self._in_headers:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)

@@ -206,6 +206,70 @@ async def test_a_client_that_does_not_read_is_left_to_uvicorn(server: Any) -> No
     assert (await _ids(client, 1), server.express.taken) == ([(200, "second")], 1)
 
 
+class TestHeadAndBodyApart:
+    """As many clients send them."""
+
+    async def send_head(self, server: Any, client: Any, name: str = "first") -> tuple[Connection, bytes]:
+        """Send the head of a request; returns the server's side, and the body."""
+        head, _, body = _ask(server, name).partition(b"\r\n\r\n")
+        client.send(head + b"\r\n\r\n")
+        return await server.protocol(lambda one: one._head), body
+
+    async def test_the_short_road_takes_them(self, server: Any) -> None:
+        client = await server.connect()
+        for taken, name in enumerate(("first", "second"), 1):
+            protocol, body = await self.send_head(server, client, name)
+            assert (protocol._timer is None, protocol.timeout_keep_alive_task) == (False, None)
+            client.send(body)
+            assert await _ids(client, 1) == [(200, name)]
+            assert (server.express.taken, protocol._timer, protocol._head) == (taken, None, b"")
+
+    async def test_a_body_in_two_pieces_goes_the_long_road(self, server: Any) -> None:
+        client = await server.connect()
+        _, body = await self.send_head(server, client)
+        client.send(body[:5])
+        await server.protocol(lambda one: one.cycle is not None)
+        client.send(body[5:])
+        assert await _ids(client, 1) == [(200, "first")]
+        assert server.express.taken == 0
+
+    async def test_so_does_one_with_another_request_behind_it(self, server: Any) -> None:
+        client = await server.connect()
+        _, body = await self.send_head(server, client)
+        client.send(body + _ask(server, "second"))
+        assert await _ids(client, 2) == [(200, "first"), (200, "second")]
+
+    async def test_a_body_that_never_comes_is_answered_408(self, serve: Any) -> None:
+        async with serve(header_timeout_s=SHORT_S, body_timeout_s=SHORT_S) as server:
+            client = await server.connect()
+            await self.send_head(server, client)
+            answer = await client.answer()
+            assert (answer.status, answer.headers["x-request-id"]) == (408, "first")
+            assert await client.rest() == b""
+
+    async def test_a_server_that_stops_does_not_wait_for_it_in_silence(self, server: Any) -> None:
+        client = await server.connect()
+        protocol, body = await self.send_head(server, client)
+        protocol.shutdown()
+        client.send(body)
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await client.rest() == b""
+
+    async def test_a_client_that_leaves_leaves_nothing(self, server: Any) -> None:
+        client = await server.connect()
+        protocol, _ = await self.send_head(server, client)
+        client.writer.transport.abort()
+        await server.until(lambda: not server.state.connections)
+        assert protocol._timer is None
+        assert server.running.service.door.inside == 0
+
+    async def test_a_head_without_a_body_is_a_whole_request(self, server: Any) -> None:
+        client = await server.connect()
+        assert (await client.ask("/v1/classify", b"")).code == "malformed"
+        assert server.express.taken == 1
+
+
 class TestTimers:
     """Headers' before a request, none during it, keep-alive's after it."""
 
