@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 YIELDS = 3
 # but no longer: under a flood one turn alone may read for as long
 YIELD_S = 2e-3
+# a student that had less than its share lately has so much of it left, at most
+CREDIT_S = 0.02
 NEVER_ONWARD = 1 << 30
 # while other students wait, a batch that would take longer gives the slot up after each stage
 TURN_S = 2e-3
@@ -203,7 +205,7 @@ class Engine:
         if deadline != math.inf:
             request.timer = self._loop.call_at(deadline, self._guarded, self._expire, request)
         if not lane.items:
-            lane.virtual = max(lane.virtual, self._virtual)
+            lane.virtual = max(lane.virtual, self._virtual - CREDIT_S)
         self._admission.took(lane, now=now)
         lane.lines[0].add(request.items)
         self._ledger.open(request)
@@ -278,7 +280,7 @@ class Engine:
             assert isinstance(look.line, StageQueue)
             look.line.clear(look.entries)
         if flight is not None:
-            flight.job.onward = self._onward(flight)
+            flight.job.onward = self._onward(flight, crowded)
         self._wake_at(decided.wake)
         return flight
 
@@ -314,10 +316,10 @@ class Engine:
         self._flights.add(flight)
         return flight
 
-    def _onward(self, flight: Flight) -> Sequence[int]:
+    def _onward(self, flight: Flight, crowded: bool) -> Sequence[int]:
         """For each stage, how many survivors run straight on to it at least."""
         lane, longest, most = flight.lane, flight.longest, len(flight.items)
-        if len(self._queued) > 1 and lane.lines[flight.stage].outlook.ahead.seconds(most, longest) > TURN_S:
+        if crowded and lane.lines[flight.stage].outlook.ahead.seconds(most, longest) > TURN_S:
             # the others have their turn between two stages
             return (NEVER_ONWARD,) * len(lane.lines)
         if not self._limits.rebatch or not lane.waiting:

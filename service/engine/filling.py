@@ -13,7 +13,7 @@ from service.engine.limits import EngineLimits
 # a batch need not last longer than so many times what a run costs whatever its size: it would gain no more
 ENOUGH_BASES = 60.0
 # where other students have work as well, shorter ones let them in sooner
-ENOUGH_BASES_CROWDED = 12.0
+ENOUGH_BASES_CROWDED = 6.0
 # a batch may lose this share of the best tokens a second seen while it was filled
 EFFICIENCY_LOSS = 0.01
 

@@ -36,7 +36,7 @@ class EngineLimits:
     pace_s: float = 0.01
     patience_s: float = 1.0
     priority_s: float = 1.0
-    ripen_s: float = 0.01
+    ripen_s: float = 0.005
     window_items: int = 256
 
     @property

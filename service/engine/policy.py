@@ -28,7 +28,7 @@ RIPE_BASE_SHARE = 0.2
 # graphs cost nothing but by the token, nothing is gained
 MERGE_S = RUN_S
 # company must save survivors this share of what their run costs alone
-COMPANY_GAIN = 0.08
+COMPANY_GAIN = 0.4
 
 _VIRTUAL = attrgetter("virtual")
 

@@ -1,11 +1,12 @@
-"""A scripted student that holds each stage run until the test lets it go, and an observer that writes down."""
+"""A scripted student that holds each run until the test lets it go, an observer that writes down, a virtual clock."""
 
 import asyncio
 import math
 import queue
+import selectors
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.bundle.manifest import Manifest
 from service.engine.engine import Engine
 from service.engine.item import ServedStudent
 from service.engine.policy import EngineLimits
+from service.engine.slot import Post, Report
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
 from service.runtime.pipeline import Pass, Pipeline, pipeline_of
@@ -247,3 +249,69 @@ async def make_engine(observer: RecordingObserver) -> AsyncIterator[Callable[...
     yield make
     for engine in made:
         await engine.close()
+
+
+class JumpingSelector(selectors.DefaultSelector):
+    """Instead of waiting, moves the clock on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        events = super().select(0)
+        if not events and timeout != 0:
+            assert timeout is not None, "nothing will ever happen again"
+            self.now += timeout
+        return events
+
+
+class World(asyncio.SelectorEventLoop):
+    """An event loop whose time is virtual, and the slots on it."""
+
+    def __init__(self) -> None:
+        self.selector = JumpingSelector()
+        super().__init__(self.selector)
+        self.slot_now: float | None = None
+        self.handed_over = 0
+
+    def time(self) -> float:
+        return self.selector.now
+
+    def clock(self) -> float:
+        return self.time() if self.slot_now is None else self.slot_now
+
+    def spend(self, seconds: float) -> None:
+        if self.slot_now is None:
+            self.selector.now += seconds
+        else:
+            self.slot_now += seconds
+
+    def start(self, reports: Iterator[Report], post: Post) -> None:
+        self.handed_over += 1
+        self.slot_now = self.time()
+        try:
+            for report in reports:
+                self.call_at(self.slot_now, post, report, None)
+        except BaseException as error:  # noqa: BLE001 - as in a slot's thread
+            self.call_at(self.slot_now, post, None, error)
+        self.slot_now = None
+
+    def close(self) -> None:
+        """Both the loop's and the slots': the loop's is called last."""
+        if not self.is_running():
+            super().close()
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
+    """`run(main)`: run a coroutine function in a world of its own."""
+
+    def run_it(main: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+        world = World()
+        try:
+            world.run_until_complete(main(world))
+        finally:
+            world.close()
+
+    return run_it

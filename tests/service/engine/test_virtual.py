@@ -6,8 +6,7 @@ clock and its reports come when their moment comes.
 
 import asyncio
 import math
-import selectors
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ from hypothesis import strategies as st
 from service.engine.engine import Engine
 from service.engine.item import ServedStudent
 from service.engine.limits import EngineLimits
-from service.engine.slot import Post, Report
 from service.errors import DeadlineExceeded, Overloaded, RunFailed, ServiceError
 from service.runtime.cost import StageCost
 from service.runtime.encode import Encoded
@@ -32,63 +30,11 @@ COSTS = (StageCost(1e-4, 2e-6), StageCost(3e-4, 6e-6))
 EARLY, NEVER = ExitPolicy((0.9,)), ExitPolicy((None,))
 
 
-class JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting, moves the clock on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        events = super().select(0)
-        if not events and timeout != 0:
-            assert timeout is not None, "nothing will ever happen again"
-            self.now += timeout
-        return events
-
-
-class World(asyncio.SelectorEventLoop):
-    """An event loop whose time is virtual, and the slots on it."""
-
-    def __init__(self) -> None:
-        self.selector = JumpingSelector()
-        super().__init__(self.selector)
-        self.slot_now: float | None = None
-        self.handed_over = 0
-
-    def time(self) -> float:
-        return self.selector.now
-
-    def clock(self) -> float:
-        return self.time() if self.slot_now is None else self.slot_now
-
-    def spend(self, seconds: float) -> None:
-        if self.slot_now is None:
-            self.selector.now += seconds
-        else:
-            self.slot_now += seconds
-
-    def start(self, reports: Iterator[Report], post: Post) -> None:
-        self.handed_over += 1
-        self.slot_now = self.time()
-        try:
-            for report in reports:
-                self.call_at(self.slot_now, post, report, None)
-        except BaseException as error:  # noqa: BLE001 - as in a slot's thread
-            self.call_at(self.slot_now, post, None, error)
-        self.slot_now = None
-
-    def close(self) -> None:
-        """Both the loop's and the slots': the loop's is called last."""
-        if not self.is_running():
-            super().close()
-
-
 @dataclass
 class Student:
     """The scripted student of `conftest`, with runs that take time and break at random."""
 
-    world: World
+    world: Any
     pipeline: Any
     costs: tuple[StageCost, ...] = COSTS
     slowness: float = 1.0
@@ -128,21 +74,7 @@ def text(item: int, tokens: int) -> Encoded:
     return Encoded(ids, np.zeros_like(ids), tokens=tokens, kept=tokens)
 
 
-@pytest.fixture(scope="session")
-def run(pipeline: Any) -> Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]:
-    """`run(main)`: run a coroutine function in a world of its own."""
-
-    def run_it(main: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-        world = World()
-        try:
-            world.run_until_complete(main(world))
-        finally:
-            world.close()
-
-    return run_it
-
-
-def engine_in(world: World, observer: Any = None, **fields: Any) -> Engine:
+def engine_in(world: Any, observer: Any = None, **fields: Any) -> Engine:
     limits = {"max_queue_items": 10_000, "token_budget": 512, "slots": 1} | fields
     return Engine(EngineLimits(**limits), clock=world.clock, slots=world, observer=observer)
 
