@@ -44,7 +44,7 @@ class EngineLimits:
         """Seconds of a run that the event loop may do itself: handing it to a thread costs some 0.1 ms."""
         if self.inline_s is not None:
             return self.inline_s
-        return 1e-3 if self.slots == 1 else 3e-4
+        return 2e-3 if self.slots == 1 else 3e-4
 
 
 def first_moment(*, now: float, deadline: float, priority: Priority, limits: EngineLimits) -> float:
