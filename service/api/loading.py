@@ -1,6 +1,7 @@
 """From a version in the store to one that may serve: verified, loaded on the backend, proved."""
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from service.bundle.manifest import Certificate, Manifest
 from service.engine.item import ServedStudent
 from service.errors import BundleError, RunFailed, SettingsInvalid
 from service.runtime import choice as choices
+from service.runtime.backends import onnxruntime
 from service.runtime.cost import StageCost, measure
 from service.runtime.memory import Ledger, resident_bytes
 from service.runtime.session import AUTO, BF16, EXACT, Execution, usable_backends
@@ -118,7 +120,7 @@ class Loader:
         asked = choices.Candidate(self._settings.backend, self._settings.precision or bundle.manifest.default_precision)
         student, memory_bytes = self._load(bundle, choice.candidate if choice else asked, prove=True)
         name = bundle.manifest.name
-        handle = ServedStudent(name=name, version=version, student=student, costs=_costs(student))
+        handle = ServedStudent(name=name, version=version, student=student, costs=_costs(student, self._how))
         settled = choice is not None or not self._auto or not self._has_others(bundle.manifest)
         told = choice or choices.Choice(asked, _why(settled=settled, auto=self._auto))
         card = card_of(student, version) | {"chosen": told.document(), "memory_bytes": memory_bytes}
@@ -197,9 +199,12 @@ def loader(store: Store, settings: Settings) -> Loader:
     return Loader(store, settings)
 
 
-def _costs(student: Student) -> tuple[StageCost, ...]:
+def _costs(student: Student, how: Execution) -> tuple[StageCost, ...]:
+    # subtle: where a run stays in this thread, by the seconds that it had the processor: what else runs beside a start
+    # would be taken for what a run costs whatever its size, or hide that
+    stays = student.backend == onnxruntime.BACKEND and how.threads == 1
     try:
-        return measure(student)
+        return measure(student, clock=time.thread_time if stays else time.perf_counter)
     except RunFailed as error:
         # it has reproduced its golden samples: it serves, and the engine learns its costs as it runs
         log_failure("not_measured", error, model=student.manifest.name)

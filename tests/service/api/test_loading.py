@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
     """Milliseconds that a run of any stage is measured to take, by backend and precision; ONNX Runtime: 1."""
     prices: dict[tuple[str, str], float] = {}
 
-    def measure(student: Student) -> tuple[StageCost, ...]:
+    def measure(student: Student, **_: Any) -> tuple[StageCost, ...]:
         cost = prices.get((student.backend, student.precision), 1.0) / 1e3
         return (StageCost(cost, 0.0),) * len(student.manifest.stages)
 
@@ -85,8 +86,22 @@ class TestByName:
         assert graph_bytes(served.manifest, "bf16") == graph_bytes(served.manifest, "fp32")
         assert graph_bytes(served.manifest, "int2") == 0
 
+    @pytest.mark.parametrize(("threads", "clock"), [(1, time.thread_time), (2, time.perf_counter)])
+    def test_what_runs_in_this_thread_is_measured_by_the_processors_seconds(
+        self, make_loader: MakeLoader, monkeypatch: Any, threads: int, clock: Any
+    ) -> None:
+        clocks: list[Any] = []
+
+        def measure(student: Student, **options: Any) -> tuple[StageCost, ...]:
+            clocks.append(options["clock"])
+            return ()
+
+        monkeypatch.setattr(loading, "measure", measure)
+        make_loader(backend="onnxruntime", threads_per_slot=threads)("toy", 1)
+        assert clocks == [clock]
+
     def test_a_student_that_cannot_be_measured_serves(self, make_loader: MakeLoader, monkeypatch: Any) -> None:
-        def broken(student: Student) -> Any:
+        def broken(student: Student, **_: Any) -> Any:
             raise RunFailed("not today")
 
         monkeypatch.setattr(loading, "measure", broken)
