@@ -51,7 +51,8 @@ def keep_freed() -> bool:
     except (OSError, AttributeError):
         return False
     wanted = {_M_MMAP_THRESHOLD: MAPPED_BYTES, _M_TRIM_THRESHOLD: KEPT_BYTES, _M_ARENA_MAX: 1}
-    return all([bool(adjust(what, value)) for what, value in wanted.items()])
+    taken = [bool(adjust(what, value)) for what, value in wanted.items()]
+    return all(taken)
 
 
 class Ledger:
