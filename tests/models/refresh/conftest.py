@@ -3,7 +3,7 @@
 import io
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +111,17 @@ def refreshed(tmp_path_factory: pytest.TempPathFactory, encoder_directory: Path)
 class Louder(OnnxRuntimeSession):
     """A backend that computes other numbers: every float a ten-thousandth larger."""
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """The outputs, larger."""
-        return {name: (value * 1.0001).astype(np.float32) for name, value in super().run(feeds).items()}
+        return {name: (value * 1.0001).astype(np.float32) for name, value in super().run(feeds, outputs).items()}
 
 
 class Wrong(OnnxRuntimeSession):
     """A backend that computes wrong numbers."""
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """The outputs, back to front."""
-        return {name: value[..., ::-1].copy() for name, value in super().run(feeds).items()}
+        return {name: value[..., ::-1].copy() for name, value in super().run(feeds, outputs).items()}
 
 
 @pytest.fixture
