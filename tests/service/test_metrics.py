@@ -154,6 +154,8 @@ LABEL_SOURCES = {
     "api/access.py": {"account.key.name"},
     "api/conversation.py": {"endpoint", "model", "version", "str(status)"},
     "api/families.py": {"*"},
+    # `path`: of a native route, by which it was found
+    "api/gate.py": {"path", "student.name", "student.version_label", "str(Overloaded.status)"},
     "api/observer.py": {"student.name", "name", "stage", "backend", "str(student.version)", "exit_id", "reason"},
     "api/passages.py": {"student.name", "model"},
     "api/students.py": {"name", "code", "*"},

@@ -283,7 +283,7 @@ class TestImprovement:
 
     @pytest.fixture(autouse=True)
     def _spare_is_faster(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def measure(student: Any) -> tuple[StageCost, ...]:
+        def measure(student: Any, **_: Any) -> tuple[StageCost, ...]:
             return (StageCost(1e-4 if student.backend == "spare" else 1e-3, 0.0),) * len(student.manifest.stages)
 
         both = dict.fromkeys(("onnxruntime", "spare"), session.BACKENDS["onnxruntime"])
