@@ -5,7 +5,6 @@ control, the same bodies go to a plain echo route at 70% of the echo's own peak:
 generator's part.
 """
 
-import sys
 from typing import Annotated
 
 import numpy as np
@@ -27,7 +26,7 @@ from loadtest.bench import (
 from loadtest.bench_options import ENGINE, OUT, STORE, OutOption, SecondsOption, StoreOption, WarmUpOption
 from loadtest.play import Played
 from loadtest.report import number
-from loadtest.servers import Server, free_port, take_cores, understudy
+from loadtest.servers import Server, echo, take_cores, understudy
 from loadtest.shots import Shot
 from loadtest.stats import percentile
 from loadtest.summary import summarise, within
@@ -55,11 +54,11 @@ def main(
         cores, report = take_cores(), Report("bench_latency")
         texts = shuffled(data_file(DATA[model]))
         inputs = chunks(texts, items)
-        with understudy(store, core=cores.server, options=ENGINE) as server, _echo(cores.server) as echo:
-            servers = [server.wait_ready(), echo.wait_ready()]
-            with echo.alone(servers):
-                _control(report, echo, Bodies("/v1/classify").shots(echo.url, texts), seconds, warm_up)
-            echo.pause()
+        with understudy(store, core=cores.server, options=ENGINE) as server, echo(core=cores.server) as plain:
+            servers = [server.wait_ready(), plain.wait_ready()]
+            with plain.alone(servers):
+                _control(report, plain, Bodies("/v1/classify").shots(plain.url, texts), seconds, warm_up)
+            plain.pause()
             shots = Bodies("/v1/classify", {"model": model}).shots(server.url, inputs)
             busy = closed(server.url, shots, clients=CLIENTS, seconds=seconds, warm_up_s=warm_up)
             calm = closed(server.url, shots, clients=1, seconds=min(seconds, 5.0), warm_up_s=warm_up / 2)
@@ -78,17 +77,11 @@ def main(
         raise SystemExit(report.finish(out))
 
 
-def _echo(core: int) -> Server:
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "loadtest.bench_echo:app", "--port", str(port)]
-    return Server("echo", [*command, "--log-level", "warning", "--no-access-log"], port=port, core=core)
-
-
-def _control(report: Report, echo: Server, shots: list[Shot], seconds: float, warm_up: float) -> None:
+def _control(report: Report, plain: Server, shots: list[Shot], seconds: float, warm_up: float) -> None:
     """What a route that does nothing shows in the same place."""
-    busy = closed(echo.url, shots, clients=CLIENTS, seconds=min(seconds, 5.0), warm_up_s=warm_up / 2)
+    busy = closed(plain.url, shots, clients=CLIENTS, seconds=min(seconds, 5.0), warm_up_s=warm_up / 2)
     rate = 0.7 * len(busy.sample) / busy.seconds
-    summary = summarise(_open(echo, shots, rate, seconds, warm_up).sample, seconds)
+    summary = summarise(_open(plain, shots, rate, seconds, warm_up).sample, seconds)
     report.figures["control_p99_ms"] = summary.latency_ms.p99
     found = f"p99 {summary.latency_ms.p99:.2f} ms, p50 {summary.latency_ms.p50:.2f} ms at {rate:.0f}/s"
     report.add("control: an echo route at 70% of its peak", "", found)

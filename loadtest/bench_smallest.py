@@ -3,7 +3,6 @@
 `python -m loadtest.bench_smallest --store models/store` (needs UNDERSTUDY_DATA, or `--texts`).
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from loadtest.bench import Bodies, Report, closed, data_file, in_turn, one_line_errors, rate_of, shuffled
 from loadtest.bench_options import OUT, STORE, OutOption, PairsOption, SecondsOption, StoreOption, WarmUpOption
-from loadtest.servers import Server, free_port, take_cores, understudy
+from loadtest.servers import Server, echo, take_cores, understudy
 
 CLIENTS = 32
 
@@ -29,19 +28,15 @@ def main(
     with one_line_errors():
         cores, report = take_cores(), Report("bench_smallest")
         inputs = shuffled(texts or data_file("classify/banking77/test.jsonl"))
-        ours = understudy(store, core=cores.server)
-        port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "loadtest.bench_echo:app", "--port", str(port)]
-        echo = Server("echo", [*command, "--log-level", "warning", "--no-access-log"], port=port, core=cores.server)
-        with ours, echo:
-            servers = [ours.wait_ready(), echo.wait_ready()]
+        with understudy(store, core=cores.server) as ours, echo(core=cores.server) as plain:
+            servers = [ours.wait_ready(), plain.wait_ready()]
 
             def rate(server: Server) -> float:
                 shots = Bodies("/v1/classify", {"model": model}).shots(server.url, inputs)
                 with server.alone(servers):
                     return rate_of(closed(server.url, shots, clients=CLIENTS, seconds=seconds, warm_up_s=warm_up))
 
-            figures = in_turn({"ours": lambda: rate(ours), "echo": lambda: rate(echo)}, pairs=pairs)
+            figures = in_turn({"ours": lambda: rate(ours), "echo": lambda: rate(plain)}, pairs=pairs)
         report.ratio(f"{model}, single texts, requests/s against an echo route", figures, ("ours", "echo"), 1.0)
         raise SystemExit(report.finish(out))
 

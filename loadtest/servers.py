@@ -185,6 +185,13 @@ def understudy(
     return Server(name, [*command, *options], port=port, core=core, environment=environment)
 
 
+def echo(*, core: int) -> Server:
+    """The plain route that ours is compared with (`bench_echo`)."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "loadtest.bench_echo:app", "--port", str(port)]
+    return Server("echo", [*command, "--log-level", "warning", "--no-access-log"], port=port, core=core)
+
+
 class LineProcess:
     """A pinned process that answers a line of JSON for each line it gets. A context manager."""
 

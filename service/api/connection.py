@@ -53,13 +53,15 @@ class Connection(BoundedProtocol):
     def _begin(self, express: Express, data: bytes) -> None:
         """A request begins, or goes on after its head."""
         head, self._head = self._head, b""
-        if not head and express.awaits(data):
-            self._head = data
-            self._unset_keepalive_if_required()
-            if not self.timed:
-                self.arm()
-        elif not self._take(express, head + data):
+        if self._take(express, head + data):
+            return
+        if head or not express.awaits(data):
             super().data_received(head + data)
+            return
+        self._head = data
+        self._unset_keepalive_if_required()
+        if not self.timed:
+            self.arm()
 
     def out_of_time(self) -> None:
         """The body of a head that came alone did not begin in time: it is waited for on the long road."""

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import ANYONE, Access, Caller
-from service.api.dialects import error_response, internal_error_response, router_error_response
+from service.api.dialects import error_response, failure_response, internal_error_response, router_error_response
 from service.api.logs import LOGGER, Rationed, log_event, log_failure
 from service.api.wire import Header, reply_at_once, wire_of
 from service.errors import ServiceError
@@ -31,7 +31,7 @@ CLIENT_LEFT = 499
 TIMED_OUT = 408
 # what a loaded or stopping service answers; thousands of times a second if it must
 _REFUSED = frozenset({503, 504})
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _NO_HEADERS: Mapping[bytes, bytes] = {}
 
 
@@ -123,19 +123,16 @@ class Conversation:
 
     async def _answer_error(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
-        named = isinstance(error, ServiceError)
-        if not named or exchange.status:
+        if not isinstance(error, ServiceError) or exchange.status:
             log_failure("request_failed", error, request_id=exchange.request_id.decode())
         if not exchange.status:
-            response = (
-                error_response(scope, error) if isinstance(error, ServiceError) else internal_error_response(scope)
-            )
+            response = failure_response(scope, error)
             await response(scope, receive, _sender(send, exchange))
 
     def request_id(self, headers: Mapping[bytes, bytes]) -> bytes:
         """The caller's id where it is a plain short word, else a new one."""
         given = headers.get(b"x-request-id")
-        if given is not None and REQUEST_ID.fullmatch(given):
+        if given is not None and _REQUEST_ID.fullmatch(given):
             return given
         return b"%b%016x" % (self._ids_start, next(self._ids))
 

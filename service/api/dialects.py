@@ -85,6 +85,11 @@ def internal_error_response(scope: Scope) -> Response:
     return error_response(scope, ServiceError("The service failed on this request; its log says why."))
 
 
+def failure_response(scope: Scope, error: BaseException) -> Response:
+    """The answer to a request that ended in any error, named or not."""
+    return error_response(scope, error) if isinstance(error, ServiceError) else internal_error_response(scope)
+
+
 def router_error_response(scope: Scope, error: HTTPException) -> Response:
     """The answer to what the router refuses: an unknown path (404), a wrong method (405)."""
     response = error_response(scope, _Refused(HTTPStatus(error.status_code)))

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service.api.body import parse
 from service.api.call import call_of
 from service.api.conversation import CLIENT_LEFT, Conversation, Exchange
-from service.api.dialects import error_response, internal_error_response
+from service.api.dialects import failure_response
 from service.api.gate import Gate
 from service.api.heads import Head, Heads
 from service.api.logs import log_failure
@@ -159,11 +159,9 @@ class Express:
 
     def _fail(self, visit: Visit, error: BaseException) -> None:
         scope, exchange = visit.head.scope, visit.exchange
-        if isinstance(error, ServiceError):
-            response = error_response(scope, error)
-        else:
+        if not isinstance(error, ServiceError):
             log_failure("request_failed", error, request_id=exchange.request_id.decode())
-            response = internal_error_response(scope)
+        response = failure_response(scope, error)
         exchange.status = response.status_code
         headers = [*response.raw_headers, (b"x-request-id", exchange.request_id)]
         self._close(visit, STATUS_LINE[response.status_code], header_lines(headers) + b"\r\n" + bytes(response.body))

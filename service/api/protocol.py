@@ -201,8 +201,3 @@ def bounds_of(settings: Settings) -> dict[str, Any]:
         "header_timeout_s": settings.header_timeout_s,
         "max_message_bytes": MAX_HEADER_BYTES + _WORST_CHUNKING * settings.max_body_bytes,
     }
-
-
-def bounded_protocol(settings: Settings) -> type[BoundedProtocol]:
-    """The protocol with the bounds of `settings`, for `uvicorn.Config(http=...)`."""
-    return type("Bounded", (BoundedProtocol,), bounds_of(settings))

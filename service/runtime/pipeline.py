@@ -23,6 +23,8 @@ Rows = npt.NDArray[np.int64]
 RunStage = Callable[[int, Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
 # a threshold at which an exit is computed and nobody leaves; at None it is not computed
 UNREACHED: Final = math.inf
+# the last exit's, where everyone leaves
+_ALWAYS: Final = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +277,13 @@ class Pass:
             RunFailed: the graph failed, or wrote another number of items. The pass is as it was: `halves` may go on.
         """
         plan = self._pipeline.stages[self.stage]
-        leave = self._open_exit(plan)
+        threshold = self._threshold(plan)
+        leave = None if threshold is None else plan.leave
         began = self._clock()
         outputs = self._outputs(plan, leave)
         run_s = self._clock() - began
         raw = None if leave is None else outputs[leave.output]
-        leaves, sure = self._leaving(plan, raw)
+        leaves, sure = self._leaving(leave, threshold, raw)
         leaving = 0 if raw is None else int(np.count_nonzero(leaves))
         rows, longest, real = self.rows, self._longest, sum(self._lengths)
         stepped = Stepped(self.stage, rows, leaves, leaving, raw, sure, plan.exit_index, longest, real, run_s)
@@ -291,12 +294,11 @@ class Pass:
         self._zero_beyond([source for _, source in plan.writes])
         return stepped
 
-    def _open_exit(self, plan: StagePlan) -> Exit | None:
-        """A stage's exit, if anybody may leave there."""
+    def _threshold(self, plan: StagePlan) -> float | Doubles | None:
+        """That of a stage's exit, or each item's; None where nobody may leave."""
         if plan.exit_index is None:
             return None
-        last = plan.exit_index == len(self._pipeline.exits) - 1
-        return plan.leave if last or self._policy.at(plan.exit_index) is not None else None
+        return _ALWAYS if plan.exit_index == len(self._pipeline.exits) - 1 else self._policy.at(plan.exit_index)
 
     def _outputs(self, plan: StagePlan, leave: Exit | None) -> Mapping[str, Array]:
         """What a stage's graph writes of what somebody reads. Raises: RunFailed."""
@@ -337,18 +339,17 @@ class Pass:
         copy.rows, copy.stage, copy._clock = self.rows, self.stage, self._clock
         return copy
 
-    def _leaving(self, plan: StagePlan, raw: Floats | None) -> tuple[Flags, Doubles | None]:
+    def _leaving(
+        self, leave: Exit | None, threshold: float | Doubles | None, raw: Floats | None
+    ) -> tuple[Flags, Doubles | None]:
         """Who is answered, and the largest probability of each item where that is what decides."""
         n = len(self.rows)
-        if plan.leave is None or plan.exit_index is None or raw is None:
+        if leave is None or threshold is None or raw is None:
             return np.zeros(n, dtype=np.bool_), None
-        if plan.exit_index == len(self._pipeline.exits) - 1:
-            return np.ones(n, dtype=np.bool_), None
-        threshold = self._policy.at(plan.exit_index)
-        if threshold is None or (isinstance(threshold, float) and threshold == UNREACHED):
-            return np.zeros(n, dtype=np.bool_), None
+        if isinstance(threshold, float) and math.isinf(threshold):
+            return np.full(n, threshold == _ALWAYS), None
         rule = self._policy.confidence
-        sure = heads.certainty(raw, temperature=plan.leave.temperature, rule=rule)
+        sure = heads.certainty(raw, temperature=leave.temperature, rule=rule)
         return np.asarray(sure >= threshold), sure if rule == "max_probability" else None
 
     def _keep(self, keep: Flags | None, carried: tuple[Carried, ...]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from loadtest import servers
 from loadtest.errors import TargetFailed
-from loadtest.servers import LineProcess, Server, ask, free_port, pinned, status_of, take_cores, understudy
+from loadtest.servers import LineProcess, Server, ask, echo, free_port, pinned, status_of, take_cores, understudy
 
 CORE = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="pins processes to cores: Linux only")
@@ -86,6 +86,12 @@ def test_our_server_is_started_by_its_command_line(tmp_path):
     command = made._command
     assert command[command.index("--store") + 1] == str(tmp_path / "s") and command[-2:] == ["--precision", "int8"]
     assert made._environment["UNDERSTUDY_X"] == "1" and made._environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_echo_route_answers_what_it_is_asked():
+    with echo(core=CORE) as plain:
+        plain.wait_ready()
+        assert ask(plain.url + "/v1/classify", {"inputs": "good"}) == {"model": None, "inputs": "good"}
 
 
 def test_a_process_answers_line_by_line():

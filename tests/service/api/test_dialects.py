@@ -10,7 +10,14 @@ from starlette.exceptions import HTTPException
 
 from service import errors
 from service.api import dialects
-from service.api.dialects import dialect_of, error_response, internal_error_response, router_error_response, speak
+from service.api.dialects import (
+    dialect_of,
+    error_response,
+    failure_response,
+    internal_error_response,
+    router_error_response,
+    speak,
+)
 from service.errors import FieldProblem
 
 PATHS = {
@@ -175,3 +182,13 @@ def test_what_the_router_refuses() -> None:
 def test_what_has_no_name_says_nothing() -> None:
     response = internal_error_response({"type": "http", "path": "/tei/embed"})
     assert (response.status_code, orjson.loads(response.body)["error_type"]) == (500, "Backend")
+
+
+def test_any_failure_is_answered_by_its_name_or_without_its_words() -> None:
+    scope = {"type": "http", "path": "/v1/classify"}
+    for error, same in (
+        (errors.UnknownModel("none"), error_response(scope, errors.UnknownModel("none"))),
+        (ZeroDivisionError("secret"), internal_error_response(scope)),
+    ):
+        response = failure_response(scope, error)
+        assert (response.status_code, response.body) == (same.status_code, same.body)

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from service.api.protocol import MAX_HEADER_BYTES, BoundedProtocol, bounded_protocol
+from service.api.connection import connection as protocol_of
+from service.api.protocol import MAX_HEADER_BYTES, BoundedProtocol, bounds_of
 from service.settings import Settings
 
 PATIENCE_S = 30
@@ -98,7 +99,7 @@ async def listen() -> AsyncIterator[Callable[..., Any]]:
 
         async def begin(header_timeout_s: float = LONG_S, *, keep_alive_s: float = LONG_S, **bounds: Any) -> Listening:
             app, state = Echo(), ServerState()
-            kind = bounded_protocol(Settings(header_timeout_s=header_timeout_s, **bounds))
+            kind = protocol_of(Settings(header_timeout_s=header_timeout_s, **bounds), lambda: None)
             config = uvicorn.Config(app, http=kind, ws="none", log_config=None, timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]
             server = await asyncio.get_running_loop().create_server(
                 lambda: kind(config, state, {}), host="127.0.0.1", port=0
@@ -343,6 +344,6 @@ async def test_a_client_that_leaves_leaves_no_timer(listen: Any) -> None:
 
 
 def test_the_bounds_are_the_settings() -> None:
-    kind = bounded_protocol(Settings(header_timeout_s=7, max_body_bytes=2048))
+    kind = type("Bounded", (BoundedProtocol,), bounds_of(Settings(header_timeout_s=7, max_body_bytes=2048)))
     assert issubclass(kind, BoundedProtocol)
     assert (kind.header_timeout_s, kind.max_message_bytes) == (7, MAX_HEADER_BYTES + 8 * 2048)
