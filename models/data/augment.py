@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from models.data.rows import Row, group_key
-from models.recipe import Augment
+from models.recipe.distil import Augment
 
 TRIES = 3
 

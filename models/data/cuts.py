@@ -23,7 +23,8 @@ from models.data.parts import PartIndex, whole_texts
 from models.data.read import read_rows
 from models.data.rows import Row, group_key, row_key, words
 from models.errors import DataInvalid, DataLeak, RecipeInvalid
-from models.recipe import Cut, Data, Recipe
+from models.recipe.classify import ClassifyRecipe, Data
+from models.recipe.parts import Cut
 from service.bundle.manifest import DataSource
 
 SALT = "understudy-split-1"
@@ -70,7 +71,7 @@ class _Files:
     sources: tuple[DataSource, ...]
 
 
-def prepare(recipe: Recipe) -> Splits:
+def prepare(recipe: ClassifyRecipe) -> Splits:
     """Read the recipe's files and cut them into splits. A pure function of `recipe.data` and the files' bytes.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
-from models.recipe import Distil, Objective
+from models.recipe.distil import Distil, Objective
 from models.students.encoder import EncoderStudent, Outputs
 from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, States, Teacher
@@ -79,7 +79,7 @@ class DistilLoss(nn.Module):
             inside: the teacher's states; needed by hidden and attention objectives alone.
         """
         total = torch.zeros(len(logits))
-        for weight, ours in zip(self._weights, outputs.logits, strict=True):
+        for weight, ours in zip(self._weights, outputs.exits, strict=True):
             total = total + weight * self._of_exit(ours.float(), logits, gold)
         if inside is not None:
             total = total + self._of_inside(outputs, inside, mask)
@@ -213,11 +213,11 @@ def _groups(student: EncoderStudent, criterion: nn.Module, settings: Distil) -> 
 
 def logits_of(student: EncoderStudent, tokens: Tokens) -> tuple[Matrix, ...]:
     """The student's raw logits at each of its K exits, float32 [N, C] each, computed in float32 by torch."""
-    found = [np.zeros((len(tokens), student.config.n_labels), np.float32) for _ in student.config.exits]
+    found = [np.zeros((len(tokens), student.config.width), np.float32) for _ in student.config.exits]
     student.eval()
     with torch.inference_mode():
         for rows in batches_in_order_of_length(tokens.lengths, batch_items=_EVALUATION_ITEMS):
             batch = tokens.padded(rows)
-            for into, logits in zip(found, student(batch.input_ids, batch.attention_mask).logits, strict=True):
+            for into, logits in zip(found, student(batch.input_ids, batch.attention_mask).exits, strict=True):
                 into[rows] = logits.numpy()
     return tuple(found)

@@ -21,7 +21,7 @@ from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_stu
 from models.evaluate.speed import student_speed
 from models.evaluate.tables import quality_table, speed_table
 from models.evaluate.variants import Variant, require_backends, variants
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.bundle.load import Bundle
 
 

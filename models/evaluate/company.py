@@ -18,7 +18,7 @@ from models.data.rows import text_of
 from models.evaluate.exits import Counts, Floats
 from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from models.evaluate.variants import Variant, require_backends, variants
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.runtime.encode import Encoded, pad
 from service.runtime.heads import ExitPolicy, confidence, softmax
 from service.runtime.student import Student

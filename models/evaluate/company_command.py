@@ -23,7 +23,7 @@ from models.evaluate.exits import Floats
 from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from models.evaluate.tables import markdown
 from models.evaluate.variants import require_backends
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.bundle.load import Bundle, Golden
 from service.bundle.manifest import Precision
 from service.runtime.encode import Encoded

@@ -16,7 +16,7 @@ _PARITY_ATOL = 1e-2
 
 _CONFIG = EncoderConfig(
     vocabulary=30_522,
-    n_labels=2,
+    width=2,
     layers=12,
     hidden=768,
     heads=12,

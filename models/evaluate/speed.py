@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from models.errors import DataInvalid
 from models.evaluate.variants import Variant, backend_libraries
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.runtime.encode import Encoder, Text, pad
 from service.runtime.heads import ExitPolicy, never
 from service.runtime.student import Student, batches_by_length

@@ -16,7 +16,7 @@ from models.evaluate.speed import BATCH_ITEMS, Contender, Mode, SpeedReport, mac
 from models.evaluate.speed import student_contenders as contenders_of
 from models.evaluate.tables import markdown, speed_table
 from models.evaluate.variants import Variant, require_backends
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.bundle.load import Bundle
 from service.runtime.encode import Text
 from service.runtime.student import Student

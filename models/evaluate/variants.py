@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import Final
 
 from models.errors import OfflineError
-from models.recipe import FIRST_BACKEND
+from models.recipe.parts import FIRST_BACKEND
 from service.bundle.load import Bundle
 from service.errors import SettingsInvalid
 from service.runtime.session import backend_for

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import OfflineError
-from models.recipe import digest_of
+from models.recipe.parts import digest_of
 
 
 class RunsBusy(OfflineError):

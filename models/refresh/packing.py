@@ -22,7 +22,7 @@ from models.distill.train import TransferSet, distil
 from models.export.bundle import BundleParts, write_draft
 from models.export.golden_texts import GOLDEN_TEXTS
 from models.export.stages import ExportedStage, export_stages
-from models.recipe import Int8
+from models.recipe.parts import Int8
 from models.refresh.training import Run, Trained, diverging, texts_of
 from models.students.encoder import EncoderStudent
 from models.teachers.teacher import Teacher

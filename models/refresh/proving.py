@@ -12,7 +12,7 @@ from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_stu
 from models.evaluate.resplits import ExitSettings, Resampling, ResplitSummary, resplits
 from models.evaluate.scores import exit_logits
 from models.evaluate.variants import Variant, variants
-from models.recipe import Recipe
+from models.recipe.classify import ClassifyRecipe
 from models.refresh.training import texts_of
 from models.report.card import GateResult
 from service.bundle.load import Bundle, load_bundle
@@ -30,7 +30,7 @@ class Certified:
     certificates: tuple[Certificate, ...]
 
 
-def certify_draft(draft: Path, recipe: Recipe, *, split_a: Sequence[Row], split_b: Sequence[Row]) -> Certified:
+def certify_draft(draft: Path, recipe: ClassifyRecipe, *, split_a: Sequence[Row], split_b: Sequence[Row]) -> Certified:
     """Temperatures from split A on the first backend; certificates from split B on every backend and precision.
 
     Args:
@@ -50,7 +50,7 @@ def certify_draft(draft: Path, recipe: Recipe, *, split_a: Sequence[Row], split_
 def certificates_of(
     bundle: Bundle,
     wanted: Sequence[Variant],
-    recipe: Recipe,
+    recipe: ClassifyRecipe,
     *,
     temperatures: Sequence[float],
     splits: tuple[Sequence[Row], Sequence[Row]],
@@ -76,7 +76,7 @@ def certificates_of(
     )
 
 
-def promise_of(recipe: Recipe, split_b: Sequence[Row]) -> Promise:
+def promise_of(recipe: ClassifyRecipe, split_b: Sequence[Row]) -> Promise:
     """What the recipe wants promised of these calibration rows' population."""
     return Promise(
         confidence=recipe.exits.confidence,
@@ -87,12 +87,12 @@ def promise_of(recipe: Recipe, split_b: Sequence[Row]) -> Promise:
     )
 
 
-def first_variant(recipe: Recipe) -> Variant:
+def first_variant(recipe: ClassifyRecipe) -> Variant:
     """The recipe's first backend with the precision that is served by default."""
     return Variant(recipe.exits.backends[0], recipe.publish.default_precision)
 
 
-def _risks(recipe: Recipe) -> Risks:
+def _risks(recipe: ClassifyRecipe) -> Risks:
     return Risks(recipe.exits.risks, recipe.exits.delta, favoured=recipe.exits.default_risk)
 
 
@@ -107,7 +107,7 @@ def measure(bundle: Bundle, wanted: Sequence[Variant], rows: EvaluationRows) -> 
     return tuple(evaluate_student(variant.load(bundle), rows) for variant in wanted)
 
 
-def judge(bundle: Bundle, recipe: Recipe, qualities: Sequence[StudentQuality]) -> tuple[GateResult, ...]:
+def judge(bundle: Bundle, recipe: ClassifyRecipe, qualities: Sequence[StudentQuality]) -> tuple[GateResult, ...]:
     """Every gate, passed or not, from measurements on the gate split."""
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     gates = [
@@ -132,7 +132,7 @@ def judge_company(bundle: Bundle, wanted: Sequence[Variant], rows: Sequence[Row]
     return tuple(found)
 
 
-def _retention(quality: StudentQuality, recipe: Recipe) -> GateResult:
+def _retention(quality: StudentQuality, recipe: ClassifyRecipe) -> GateResult:
     kept = quality.full_depth.retention
     value = 0.0 if kept is None else kept.value
     reached = f"{value:.4f} on {quality.rows} rows"
@@ -155,7 +155,7 @@ def judge_promises(quality: StudentQuality) -> list[GateResult]:
 
 
 def draw_again(
-    bundle: Bundle, recipe: Recipe, *, split_a: Sequence[Row], split_b: Sequence[Row], test: Sequence[Row]
+    bundle: Bundle, recipe: ClassifyRecipe, *, split_a: Sequence[Row], split_b: Sequence[Row], test: Sequence[Row]
 ) -> tuple[ResplitSummary, ...]:
     """What the first backend's and default precision's exits give when A and B are drawn again from their rows."""
     student = first_variant(recipe).load(bundle)

@@ -15,7 +15,9 @@ from models.data.cuts import Splits, prepare, split_sources
 from models.data.rows import group_key
 from models.errors import DataInvalid, RecipeInvalid
 from models.evaluate.calibrate import keys_digest
-from models.recipe import Cut, Data, Recipe, recipe_of
+from models.recipe.classify import ClassifyRecipe, Data, classify_recipe
+from models.recipe.parts import Cut
+from models.recipe.read import recipe_of
 from service.bundle.manifest import DataSource, Manifest
 
 _CUTS = ("dev", "calibration", "gate", "parts", "allowed_overlap")
@@ -25,15 +27,15 @@ class RowsDiffer(DataInvalid):
     """A file or a split is not what the version was made from; the message says which."""
 
 
-def recipe_in(manifest: Manifest) -> Recipe:
+def recipe_in(manifest: Manifest) -> ClassifyRecipe:
     """The recipe in a version's provenance. Raises: RecipeInvalid: there is none, or it cannot be used."""
     written = manifest.provenance.recipe
     if not written:
         raise RecipeInvalid(f"student {manifest.name}: its provenance holds no recipe; give one with --recipe")
-    return recipe_of(written, where=f"the recipe of {manifest.name}")
+    return classify_recipe(recipe_of(written, where=f"the recipe of {manifest.name}"))
 
 
-def same_splits(recipe: Recipe, manifest: Manifest) -> Splits:
+def same_splits(recipe: ClassifyRecipe, manifest: Manifest) -> Splits:
     """The recipe's splits, shown to be those of the version.
 
     Raises:
@@ -51,7 +53,7 @@ def same_splits(recipe: Recipe, manifest: Manifest) -> Splits:
     return splits
 
 
-def _same_student(recipe: Recipe, manifest: Manifest) -> None:
+def _same_student(recipe: ClassifyRecipe, manifest: Manifest) -> None:
     if recipe.name != manifest.name:
         raise RecipeInvalid(f"name: the recipe makes {recipe.name!r}, not {manifest.name!r}")
     if recipe.student.max_tokens != manifest.max_tokens:

@@ -17,7 +17,8 @@ from models.data.cuts import Splits
 from models.data.rows import Row, text_of
 from models.distill.train import Inside, TransferSet, distil, inside_of, needs_inside
 from models.errors import OfflineError, RecipeInvalid
-from models.recipe import Recipe, digest_of
+from models.recipe.classify import ClassifyRecipe
+from models.recipe.parts import digest_of
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.students.build import new_student
@@ -51,7 +52,7 @@ def diverging() -> Iterator[None]:
 class Run:
     """What every step of one refresh shares."""
 
-    recipe: Recipe
+    recipe: ClassifyRecipe
     splits: Splits
     cache: StepCache
     reporter: Reporter
@@ -190,13 +191,13 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDA
     return load_trained(run.cache.run("student", inputs, make))
 
 
-def _vocabulary(recipe: Recipe, teacher: Teacher, texts: Sequence[Text]) -> Trimmed:
+def _vocabulary(recipe: ClassifyRecipe, teacher: Teacher, texts: Sequence[Text]) -> Trimmed:
     if recipe.student.vocabulary == "full":
         return untrimmed(teacher.tokenizer_json)
     return trim_tokenizer(teacher.tokenizer_json, texts, min_count=recipe.student.vocabulary_min_count)
 
 
-def _inside(recipe: Recipe, teacher: Teacher, trimmed: Trimmed) -> Inside | None:
+def _inside(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed) -> Inside | None:
     return inside_of(teacher, trimmed.kept_ids) if needs_inside(recipe.distil.objectives) else None
 
 

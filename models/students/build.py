@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from models.recipe import Student
+from models.recipe.student import Student
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.initialise import from_teacher_embeddings, from_teacher_layers
 from models.students.vocabulary import Trimmed
@@ -28,7 +28,7 @@ def new_student(
     student = EncoderStudent(
         EncoderConfig(
             vocabulary=len(trimmed.kept_ids),
-            n_labels=n_labels,
+            width=n_labels,
             layers=settings.layers,
             hidden=settings.hidden,
             heads=settings.heads,

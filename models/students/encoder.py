@@ -25,11 +25,12 @@ class EncoderConfig:
 
     `token_width` is the width of the token table (then projected to `hidden`); None: `hidden` itself.
     `local_features` are channels of a convolution over three tokens that the exit at 0 sees besides the pooled
-    states; 0: none. `head_width` is the width of each exit's one inner layer.
+    states; 0: none. `head_width` is the width of each exit's one inner layer. `width` is that of an exit's output: C
+    labels of `logits`, or D dimensions of an `embedding`.
     """
 
     vocabulary: int
-    n_labels: int
+    width: int
     layers: int
     hidden: int
     heads: int
@@ -41,14 +42,15 @@ class EncoderConfig:
     head_width: int = 256
     activation: Literal["relu", "gelu"] = "relu"
     dropout: float = 0.0
+    output: Literal["logits", "embedding"] = "logits"
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a pass gives: `logits` float [B, C] of each exit; `hidden` float [B, T, H] after the embeddings and each
+    """What a pass gives: `exits` float [B, C] of each exit; `hidden` float [B, T, H] after the embeddings and each
     layer, `attention` float [B, heads, T, T] of each layer before dropout."""
 
-    logits: tuple[Tensor, ...]
+    exits: tuple[Tensor, ...]
     hidden: tuple[Tensor, ...]
     attention: tuple[Tensor, ...]
 
@@ -125,7 +127,7 @@ class LocalFeatures(nn.Module):
         return (flat.reshape(mask.shape[0], mask.shape[1], -1) * mask[:, :, None]).amax(dim=1)
 
 
-class ExitHead(nn.Module):
+class LogitsHead(nn.Module):
     """Mean and maximum over the tokens (and local features, where it has them), one inner layer, logits."""
 
     def __init__(self, config: EncoderConfig, *, local: bool) -> None:
@@ -134,18 +136,49 @@ class ExitHead(nn.Module):
         width = 2 * config.hidden + (config.local_features if local else 0)
         self.inner = nn.Linear(width, config.head_width)
         self.dropout = nn.Dropout(config.dropout)
-        self.logits = nn.Linear(config.head_width, config.n_labels)
+        self.logits = nn.Linear(config.head_width, config.width)
 
     def forward(self, flat: Tensor, attention_mask: Tensor) -> Tensor:
         """float [B, C] of flat states float [B*T, H] and the mask int64 [B, T]."""
         mask = attention_mask.to(flat.dtype)
         hidden = flat.reshape(mask.shape[0], mask.shape[1], -1)
-        mean = ((mask / mask.sum(1, keepdim=True))[:, None, :] @ hidden)[:, 0]
+        mean = _mean(hidden, mask)
         largest = torch.where(attention_mask[:, :, None] > 0, hidden, _MASKED_STATE).amax(dim=1)
         seen = [mean, largest] if self.local is None else [mean, largest, self.local(hidden, mask)]
         inner = torch.relu(self.inner(self.dropout(torch.cat(seen, dim=-1))))
         logits: Tensor = self.logits(self.dropout(inner))
         return logits
+
+    def multiply_adds(self, tokens: int) -> int:
+        """For one text of `tokens` tokens."""
+        local = 0 if self.local is None else tokens * self.local.features.weight.numel()
+        return local + self.inner.weight.numel() + self.logits.weight.numel()
+
+
+class EmbeddingHead(nn.Module):
+    """Mean over the tokens, then one linear map to the embedding's dimensions."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(config.hidden, config.width)
+
+    def forward(self, flat: Tensor, attention_mask: Tensor) -> Tensor:
+        """float [B, D], not normalised, of flat states float [B*T, H] and the mask int64 [B, T]."""
+        mask = attention_mask.to(flat.dtype)
+        embedding: Tensor = self.embedding(_mean(flat.reshape(mask.shape[0], mask.shape[1], -1), mask))
+        return embedding
+
+    def multiply_adds(self, tokens: int) -> int:
+        """For one text, however many tokens it has."""
+        return self.embedding.weight.numel()
+
+
+ExitHead = LogitsHead | EmbeddingHead
+
+
+def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """float [B, H], the mean over the tokens of float [B, T, H] with the mask float [B, T]."""
+    return ((mask / mask.sum(1, keepdim=True))[:, None, :] @ hidden)[:, 0]
 
 
 class EncoderStudent(nn.Module):
@@ -156,14 +189,13 @@ class EncoderStudent(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        with_local = [config.local_features > 0 and leave == 0 for leave in config.exits]
-        self.exits = nn.ModuleList(ExitHead(config, local=local) for local in with_local)
+        self.exits = nn.ModuleList(_head(config, leave) for leave in config.exits)
         self.apply(_initialise)
 
     def exit_head(self, index: int) -> ExitHead:
         """The head of the exit at `index`."""
         head = self.exits[index]
-        assert isinstance(head, ExitHead)
+        assert isinstance(head, LogitsHead | EmbeddingHead)
         return head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
@@ -180,10 +212,8 @@ class EncoderStudent(nn.Module):
             flat, attention = layer(flat, bias)
             states.append(flat)
             attentions.append(attention)
-        logits = [
-            head(states[leave], attention_mask) for leave, head in zip(self.config.exits, self.exits, strict=True)
-        ]
-        return Outputs(tuple(logits), tuple(state.reshape(shape) for state in states), tuple(attentions))
+        exits = [head(states[leave], attention_mask) for leave, head in zip(self.config.exits, self.exits, strict=True)]
+        return Outputs(tuple(exits), tuple(state.reshape(shape) for state in states), tuple(attentions))
 
     def stages(self) -> "list[StageModule]":
         """The student cut at its exits, one module an exit; parameters are shared with the student."""
@@ -203,8 +233,8 @@ class EncoderStudent(nn.Module):
 class StageModule(nn.Module):
     """From one exit (or the ids) to the next: what is exported as one graph.
 
-    `input_names` are those of forward's arguments, `output_names` of its outputs: `hidden` and `logits`, in the
-    last stage `logits` alone.
+    `input_names` are those of forward's arguments, `output_names` of its outputs: `hidden` and the exit's, in the
+    last stage the exit's alone.
     """
 
     def __init__(self, student: EncoderStudent, index: int, begin: int) -> None:
@@ -215,7 +245,7 @@ class StageModule(nn.Module):
         self.stage_id = f"{index:02d}"
         self.is_first, self.is_last = index == 0, index == len(config.exits) - 1
         self.input_names = ("input_ids" if self.is_first else "hidden", "attention_mask")
-        self.output_names = ("logits",) if self.is_last else ("hidden", "logits")
+        self.output_names = (config.output,) if self.is_last else ("hidden", config.output)
         self.embeddings = student.embeddings if self.is_first else None
         self.layers = nn.ModuleList(student.layers[at] for at in range(begin, end))
         self.exit = student.exit_head(index)
@@ -226,17 +256,17 @@ class StageModule(nn.Module):
         Args:
             source: int64 [B, T] ids in the first stage, else float32 [B, T, H].
             attention_mask: int64 [B, T].
-        Returns: (hidden float32 [B, T, H], logits float32 [B, C]), in the last stage (logits,).
+        Returns: (hidden float32 [B, T, H], the exit's output float32 [B, C]), in the last stage that output alone.
         """
         flat = self.embeddings(source) if self.embeddings is not None else source.reshape(-1, self.config.hidden)
         if len(self.layers):
             bias = mask_bias(attention_mask)
             for layer in self.layers:
                 flat, _ = layer(flat, bias)
-        logits = self.exit(flat, attention_mask)
+        answer = self.exit(flat, attention_mask)
         if self.is_last:
-            return (logits,)
-        return flat.reshape(attention_mask.shape[0], attention_mask.shape[1], self.config.hidden), logits
+            return (answer,)
+        return flat.reshape(attention_mask.shape[0], attention_mask.shape[1], self.config.hidden), answer
 
     def multiply_adds(self, tokens: int) -> int:
         """Multiply-adds for one text of `tokens` tokens; look-ups and norms count as none."""
@@ -245,9 +275,13 @@ class StageModule(nn.Module):
         total = len(self.layers) * layer * tokens
         if self.embeddings is not None and self.embeddings.projection is not None:
             total += tokens * self.embeddings.projection.weight.numel()
-        if self.exit.local is not None:
-            total += tokens * self.exit.local.features.weight.numel()
-        return total + self.exit.inner.weight.numel() + self.exit.logits.weight.numel()
+        return total + self.exit.multiply_adds(tokens)
+
+
+def _head(config: EncoderConfig, leave: int) -> ExitHead:
+    if config.output == "embedding":
+        return EmbeddingHead(config)
+    return LogitsHead(config, local=config.local_features > 0 and leave == 0)
 
 
 def mask_bias(attention_mask: Tensor) -> Tensor:

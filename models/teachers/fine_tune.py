@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.data.rows import Row, text_of
 from models.errors import TeacherInvalid
-from models.recipe import FineTune
+from models.recipe.parts import FineTune
 from models.teachers.fit import Fit, Group, Progress, accuracy, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, MeanPooled, Teacher, load_teacher
 from models.teachers.tokens import Indices, Text, tokenise

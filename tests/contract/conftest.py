@@ -45,7 +45,7 @@ def student(tokenizer_json: bytes) -> EncoderStudent:
     torch.manual_seed(11)
     config = EncoderConfig(
         vocabulary=Tokenizer.from_buffer(tokenizer_json).get_vocab_size(),
-        n_labels=len(LABELS),
+        width=len(LABELS),
         layers=4,
         hidden=32,
         heads=2,

@@ -17,7 +17,7 @@ from models.students.encoder import EncoderConfig, EncoderStudent
 VOCABULARY = 60
 CONFIG = EncoderConfig(
     vocabulary=VOCABULARY,
-    n_labels=4,
+    width=4,
     layers=2,
     hidden=16,
     heads=2,

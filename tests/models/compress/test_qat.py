@@ -111,7 +111,7 @@ def _train_a_little(student, batches) -> None:
     optimiser = torch.optim.SGD(student.parameters(), lr=0.05)
     for batch in batches:
         ids, mask = torch.as_tensor(batch["input_ids"]), torch.as_tensor(batch["attention_mask"])
-        loss = sum(nn.functional.cross_entropy(logits, ids[:, 0] % 4) for logits in student(ids, mask).logits)
+        loss = sum(nn.functional.cross_entropy(logits, ids[:, 0] % 4) for logits in student(ids, mask).exits)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from models.data.augment import Augmenter
 from models.data.rows import Row, group_key
-from models.recipe import Augment
+from models.recipe.distil import Augment
 
 NOTHING = Augment(drop=0, replace=0, window=0, mix=0)
 EVERYTHING = Augment(drop=0.3, replace=0.3, window=0.5, mix=0.3)

@@ -13,7 +13,7 @@ from models.data.cuts import Splits, prepare, split_sources
 from models.data.parts import PartIndex
 from models.data.rows import group_key, words
 from models.errors import DataInvalid, DataLeak, OfflineError, RecipeInvalid
-from models.recipe import Recipe
+from models.recipe.classify import ClassifyRecipe
 
 CUTS: dict[str, Any] = {"dev": {"cut": 0.1}, "calibration": {"cut": 0.2}, "gate": {"cut": 0.1}}
 Texts = Iterable[tuple[str, str]]
@@ -30,7 +30,7 @@ def write(path: Path, rows: Texts) -> str:
     return str(path)
 
 
-def recipe_of(folder: Path, train: Texts, test: Texts | None = None, **data: Any) -> Recipe:
+def recipe_of(folder: Path, train: Texts, test: Texts | None = None, **data: Any) -> ClassifyRecipe:
     """A recipe over files written into `folder`; `data` overrides keys of its data part, `dev` also by rows."""
     if isinstance(data.get("dev"), list):
         data["dev"] = write(folder / "dev.jsonl", data["dev"])
@@ -41,13 +41,13 @@ def recipe_of(folder: Path, train: Texts, test: Texts | None = None, **data: Any
     return recipe_from({**files, **CUTS, **data})
 
 
-def recipe_from(data: dict[str, Any], **fields: Any) -> Recipe:
+def recipe_from(data: dict[str, Any], **fields: Any) -> ClassifyRecipe:
     distil = {"objectives": [{"soft_labels": {}}]}
     document = {"schema": 1, "name": "toy", "task": "classify", "data": data, "distil": distil}
-    return Recipe.model_validate(document | fields)
+    return ClassifyRecipe.model_validate(document | fields)
 
 
-def refused(recipe: Recipe, error: type[OfflineError]) -> str:
+def refused(recipe: ClassifyRecipe, error: type[OfflineError]) -> str:
     with pytest.raises(error) as caught:
         prepare(recipe)
     message = str(caught.value)

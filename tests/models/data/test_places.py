@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from models.data.cuts import place_of, split_at
 from models.data.rows import Row, group_key
-from models.recipe import Cut, Data
+from models.recipe.classify import Data
+from models.recipe.parts import Cut
 
 
 def test_the_rule_is_the_published_one() -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from models.distill.train import TransferSet, distil, exit_weights, inside_of, logits_of, matched_layer
-from models.recipe import Distil
+from models.recipe.distil import Distil
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.teachers.teacher import States
 from models.teachers.tokens import Padded, Tokens
 
 CONFIG = EncoderConfig(
     vocabulary=20,
-    n_labels=3,
+    width=3,
     layers=2,
     hidden=16,
     heads=2,
@@ -146,5 +146,5 @@ def test_logits_do_not_depend_on_the_order_of_rows():
     whole = logits_of(model, DATA.tokens)[-1]
     batch = DATA.tokens.padded([5, 2])
     with torch.no_grad():
-        some = model.eval()(batch.input_ids, batch.attention_mask).logits[-1].numpy()
+        some = model.eval()(batch.input_ids, batch.attention_mask).exits[-1].numpy()
     np.testing.assert_allclose(whole[[5, 2]], some, atol=1e-5)

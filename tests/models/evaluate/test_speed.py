@@ -135,7 +135,7 @@ def test_the_machine_has_a_name() -> None:
 
 def test_the_yardstick_encoder_runs_padded_batches(tmp_path: Path) -> None:
     config = EncoderConfig(
-        vocabulary=50, n_labels=2, layers=1, hidden=16, heads=2, feed_forward=32, exits=(1,), max_tokens=16
+        vocabulary=50, width=2, layers=1, hidden=16, heads=2, feed_forward=32, exits=(1,), max_tokens=16
     )
     run = encoder_of(config, tmp_path)
     ids = np.ones((3, 5), dtype=np.int64)

@@ -36,7 +36,7 @@ def random_student(vocabulary: int) -> EncoderStudent:
     torch.manual_seed(3)
     config = EncoderConfig(
         vocabulary=vocabulary,
-        n_labels=len(LABELS),
+        width=len(LABELS),
         layers=2,
         hidden=16,
         heads=2,

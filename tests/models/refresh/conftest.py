@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models.recipe import read_recipe
+from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.job import refresh
 from models.refresh.progress import Reporter

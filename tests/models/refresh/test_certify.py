@@ -19,7 +19,7 @@ from models.evaluate.exits import exit_taken
 from models.evaluate.quality import layers_of
 from models.evaluate.scores import exit_logits, exit_rows, labels_of
 from models.evaluate.variants import BackendRefused, Variant, backend_libraries, require_backends
-from models.recipe import read_recipe
+from models.recipe.read import read_recipe
 from models.refresh import certify as job
 from models.refresh.certify import NotCertifiable, Wish, certify
 from models.refresh.certify_command import command

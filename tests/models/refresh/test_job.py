@@ -14,7 +14,7 @@ import pytest
 
 from models.errors import DataInvalid, GateFailed, RecipeInvalid
 from models.evaluate.variants import BackendRefused
-from models.recipe import read_recipe
+from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.job import refresh
 from models.refresh.progress import Reporter

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.recipe import Student
+from models.recipe.student import Student
 from models.students.build import new_student
 from models.students.vocabulary import Trimmed
 
@@ -25,7 +25,7 @@ def test_the_shape_is_the_recipes():
     student = new_student(settings(local_features=6, token_width=4), n_labels=3, trimmed=TRIMMED, state=STATE, seed=0)
     assert student.embeddings.tokens.weight.shape == (12, 4)
     assert [stage.output_names[-1] for stage in student.stages()] == ["logits", "logits"]
-    assert student(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).logits[0].shape == (1, 3)
+    assert student(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).exits[0].shape == (1, 3)
 
 
 @pytest.mark.parametrize("embeddings", ["teacher-pca", "random"])

@@ -9,7 +9,7 @@ from models.students.encoder import EncoderConfig, EncoderStudent
 
 CONFIG = EncoderConfig(
     vocabulary=50,
-    n_labels=5,
+    width=5,
     layers=4,
     hidden=16,
     heads=2,
@@ -54,7 +54,7 @@ def test_the_stages_one_after_another_are_the_whole(config):
         seen.append(outputs["logits"])
         source = outputs.get("hidden")
     assert source is None
-    for ours, theirs in zip(seen, whole.logits, strict=True):
+    for ours, theirs in zip(seen, whole.exits, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -62,10 +62,10 @@ def test_the_stages_one_after_another_are_the_whole(config):
 def test_an_answer_depends_neither_on_company_nor_on_padding(config):
     model = student(config)
     ids, mask = batch()
-    together = model(ids, mask).logits
+    together = model(ids, mask).exits
     for row in range(3):
         length = int(mask[row].sum())
-        alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length]).logits
+        alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length]).exits
         for ours, theirs in zip(alone, together, strict=True):
             torch.testing.assert_close(ours[0], theirs[row], atol=1e-5, rtol=1e-5)
 
@@ -111,7 +111,7 @@ def test_depths_rise_to_one_and_the_embedding_exit_costs_next_to_nothing():
 
 def test_the_shapes_of_what_a_pass_gives():
     outputs = student()(*batch())
-    assert [tuple(logits.shape) for logits in outputs.logits] == [(3, 5)] * 3
+    assert [tuple(logits.shape) for logits in outputs.exits] == [(3, 5)] * 3
     assert [tuple(hidden.shape) for hidden in outputs.hidden] == [(3, 9, 16)] * 5
     assert [tuple(attention.shape) for attention in outputs.attention] == [(3, 2, 9, 9)] * 4
 
@@ -124,5 +124,5 @@ def test_nothing_attends_to_padding():
 
 def test_gradients_reach_every_parameter():
     model = student(SHAPES["local features"])
-    sum(logits.sum() for logits in model(*batch()).logits).backward()
+    sum(logits.sum() for logits in model(*batch()).exits).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())

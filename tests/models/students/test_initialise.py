@@ -14,7 +14,7 @@ from models.students.initialise import from_teacher_embeddings, from_teacher_lay
 KEPT = np.array([0, 3, 4, 7, 8, 9, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31])
 CONFIG = EncoderConfig(
     vocabulary=len(KEPT),
-    n_labels=3,
+    width=3,
     layers=2,
     hidden=16,
     heads=2,

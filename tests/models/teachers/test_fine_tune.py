@@ -5,7 +5,7 @@ import pytest
 
 from models.data.rows import Row, text_of
 from models.errors import TeacherInvalid
-from models.recipe import FineTune
+from models.recipe.parts import FineTune
 from models.teachers.fine_tune import fine_tune, gold_of
 from models.teachers.fit import accuracy
 from models.teachers.teacher import load_teacher

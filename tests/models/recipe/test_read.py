@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from models.errors import RecipeInvalid
-from models.recipe import Cut, Recipe, digest_of, read_recipe, recipe_of
+from models.recipe.classify import ClassifyRecipe
+from models.recipe.parts import Cut, digest_of
+from models.recipe.read import read_recipe, recipe_of
 
 DESIGN_EXAMPLE = """
 schema: 1
@@ -117,7 +119,7 @@ def test_a_wrong_key_or_value_is_named(folder: Path, tmp_path: Path, override: s
         ("name: [", "R: not YAML: while parsing"),
         ("- 1", "R: a recipe is a mapping"),
         ("", "R: a recipe is a mapping"),
-        ("name: intent\n", "R: schema: missing"),
+        ("name: intent\n", "R: task: must be one of classify"),
         ("schema: 1\nseed: 1\nseed: 2\n", "R: not YAML: key 'seed' occurs twice"),
         ("name: !!python/object/apply:os.getcwd []\n", "R: not YAML: could not determine a constructor"),
     ],
@@ -179,7 +181,7 @@ def test_the_written_form_is_a_recipe_again(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_recipe_made_in_code_has_a_written_form_too(folder: Path, tmp_path: Path) -> None:
-    recipe = Recipe.model_validate(yaml.safe_load(DESIGN_EXAMPLE.replace("${DATA}", str(folder))))
+    recipe = ClassifyRecipe.model_validate(yaml.safe_load(DESIGN_EXAMPLE.replace("${DATA}", str(folder))))
     assert recipe.written["data"]["train"] == f"{folder}/train.jsonl"
     assert recipe.written["teacher"]["from"] == "default"
     assert len(recipe.digest()) == 64

