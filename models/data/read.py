@@ -5,7 +5,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, cast
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from models.data.rows import LabelledPassage, RankRow, Row
+from models.data.rows import LabelledPassage, RankRow, Row, ScoredPair, SourcedText
 from models.errors import DataInvalid
 from service.bundle.manifest import Task
 
@@ -68,6 +68,56 @@ def read_rankings(path: Path) -> list[RankRow]:
     if (path.suffixes[-2:-1] if path.suffix == ".gz" else path.suffixes[-1:]) != [".jsonl"]:
         raise DataInvalid(f"{path}: rows of task rank are read from .jsonl (or .jsonl.gz) files")
     return _all(path, lambda record: _ranking(record, path), [])
+
+
+def read_texts(path: Path, *, sources: Sequence[str] = ()) -> list[SourcedText]:
+    """Read texts to learn from, in file order: each row's text and, of a pair, the other one too.
+
+    Args:
+        path: as `read_rows`.
+        sources: keep rows with one of these in their field `source`; none: all rows.
+    Raises: DataInvalid: as `read_rows`; or no row has one of the sources.
+    """
+
+    def checked(record: _Record) -> tuple[SourcedText, ...]:
+        row = _row(record, path, FIELDS[:2], "optional")
+        source = str((record.fields or {}).get("source") or "")
+        both = (row.text,) if row.text_pair is None else (row.text, row.text_pair)
+        return tuple(SourcedText(text, source, str(path), record.line) for text in both)
+
+    rows: list[tuple[SourcedText, ...]] = []
+    kept = [each for row in _all(path, checked, rows) for each in row if not sources or each.source in sources]
+    if not kept:
+        raise DataInvalid(f"{path}: no row has a 'source' of {', '.join(sources)}")
+    return kept
+
+
+def read_scored_pairs(path: Path) -> list[ScoredPair]:
+    """Read pairs of texts with how alike they are: `{"text", "text_pair", "score"}`, a finite number.
+
+    Raises: DataInvalid: as `read_rows`.
+    """
+
+    def checked(record: _Record) -> ScoredPair:
+        row = _row(record, path, FIELDS[:2], "optional")
+        if row.text_pair is None:
+            raise _Bad("field 'text_pair': missing")
+        return ScoredPair(row.text, row.text_pair, _score(record.fields or {}), str(path), record.line)
+
+    return _all(path, checked, [])
+
+
+def _score(fields: dict[str, Any]) -> float:
+    value = fields.get("score")
+    if value is None:
+        raise _Bad("field 'score': missing")
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError) as error:
+        raise _Bad(f"field 'score': must be a number, is {type(value).__name__}") from error
+    if not math.isfinite(number):
+        raise _Bad("field 'score': must be a finite number")
+    return number
 
 
 def _all(path: Path, checked: Callable[[_Record], R], rows: list[R]) -> list[R]:

@@ -35,6 +35,27 @@ class RankRow:
     line: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SourcedText:
+    """One text and where it comes from, as its file says ("" where it does not)."""
+
+    text: str
+    source: str = ""
+    file: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Two texts and how alike people found them, on whatever scale their file uses."""
+
+    text: str
+    text_pair: str
+    score: float
+    file: str = ""
+    line: int = 0
+
+
 def text_of(row: Row) -> str | tuple[str, str]:
     """What a row shows a model: its text, or the pair of texts."""
     return row.text if row.text_pair is None else (row.text, row.text_pair)
