@@ -111,9 +111,9 @@ def render(card: Card, *, plots: Sequence[str] = ()) -> str:
         ("Company", _company(card.company)),
         ("Speed", _speed(card.speed)),
         ("Gates", gates_table(card.gates)),
-        ("Size", _size(card)),
-        ("Data", _data(card)),
-        ("How it was made", _made(card)),
+        ("Size", size_section(card.manifest, teacher_bytes=card.teacher_bytes, receipts=card.receipts)),
+        ("Data", data_section(card.manifest, notes=card.data_notes)),
+        ("How it was made", made_section(card.manifest, commands=card.commands, costs=card.costs)),
         ("What this card does not say", _LIMITS),
     ]
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
@@ -305,22 +305,24 @@ def gates_table(gates: Sequence[GateResult]) -> str:
     return markdown(["gate", "required", "reached", ""], rows)
 
 
-def _size(card: Card) -> str:
-    files, precisions = card.manifest.files, card.manifest.precisions
+def size_section(manifest: Manifest, *, teacher_bytes: int | None, receipts: Sequence[str]) -> str:
+    """The bytes of a version's files, and what compressing it cost."""
+    files, precisions = manifest.files, manifest.precisions
     rows = [
         [f"graphs, {name}", f"{sum(files[file].bytes for file in precision.files.values()):,}"]
         for name, precision in precisions.items()
     ]
     total = sum(entry.bytes for entry in files.values())
     rows.append(["all files", f"{total:,}"])
-    if card.teacher_bytes:
-        rows.append(["teacher's weights", f"{card.teacher_bytes:,} ({card.teacher_bytes / total:.1f} times as much)"])
-    return markdown(["", "bytes"], rows) + "".join(f"\n\n{line}" for line in card.receipts)
+    if teacher_bytes:
+        rows.append(["teacher's weights", f"{teacher_bytes:,} ({teacher_bytes / total:.1f} times as much)"])
+    return markdown(["", "bytes"], rows) + "".join(f"\n\n{line}" for line in receipts)
 
 
-def _data(card: Card) -> str:
+def data_section(manifest: Manifest, *, notes: Sequence[str]) -> str:
+    """Which data went in, under which licences, and what was taken out."""
     head = ["role", "file", "rows", "licence", "sha256"]
-    sources = card.manifest.provenance.data
+    sources = manifest.provenance.data
     parts = [markdown(head, [_source_row(source) for source in sources])] if sources else []
     restricted = sorted({source.licence for source in sources if _RESTRICTED.search(source.licence)})
     if restricted:
@@ -328,8 +330,8 @@ def _data(card: Card) -> str:
     unstated = sorted({source.name for source in sources if source.licence == "not stated"})
     if unstated:
         parts.append(f"No licence is stated for: {', '.join(unstated)}.")
-    if card.data_notes:
-        parts.append("\n".join(f"- {note}" for note in card.data_notes))
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts)
 
 
@@ -337,16 +339,17 @@ def _source_row(source: DataSource) -> list[str]:
     return [source.role, source.name, f"{source.rows:,}", source.licence, f"`{source.sha256[:16]}…`"]
 
 
-def _made(card: Card) -> str:
-    provenance = card.manifest.provenance
+def made_section(manifest: Manifest, *, commands: Sequence[str], costs: Sequence[str]) -> str:
+    """Where, when and with what a version was made, and what each step cost."""
+    provenance = manifest.provenance
     lines = [f"- made by `{provenance.made_by}` on {provenance.created}"]
     lines += [f"- machine: {provenance.machine}"] if provenance.machine else []
     lines += [f"- recipe digest: `{provenance.recipe_sha256}`"] if provenance.recipe_sha256 else []
     libraries = ", ".join(f"{name} {version}" for name, version in sorted(provenance.libraries.items()))
     lines += [f"- libraries: {libraries}"] if libraries else []
     lines += [f"- {note}" for note in provenance.notes]
-    if card.commands:
-        lines += ["", "```", *card.commands, "```"]
-    if card.costs:
-        lines += ["", "What each step cost:", "", *(f"- {cost}" for cost in card.costs)]
+    if commands:
+        lines += ["", "```", *commands, "```"]
+    if costs:
+        lines += ["", "What each step cost:", "", *(f"- {cost}" for cost in costs)]
     return "\n".join(lines)
