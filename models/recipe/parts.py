@@ -110,7 +110,6 @@ class Recipe(Part):
     seed: int = 0
     teacher: Teacher = Teacher()
     compress: Annotated[tuple[Int8, ...], Field(max_length=1)] = (Int8(int8="static"),)
-    gates: Gates = Gates()
     publish: Publish = Publish()
     golden_texts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from models.errors import RecipeInvalid
 from models.recipe.classify import ClassifyRecipe
+from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Recipe
 
-_KINDS: Mapping[str, type[Recipe]] = {"classify": ClassifyRecipe}
+_KINDS: Mapping[str, type[Recipe]] = {"classify": ClassifyRecipe, "embed": EmbedRecipe}
 
 
 def read_recipe(path: Path, *, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -3,18 +3,25 @@
 from pathlib import Path
 
 from models.recipe.classify import classify_recipe
+from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Recipe
 from models.refresh import job
 from models.refresh.cache import StepCache
+from models.refresh.embed_job import refresh_embed, start_embed
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published
 
 
 def check(recipe: Recipe, cache: StepCache, reporter: Reporter) -> None:
     """Read the recipe's data and say what they hold. Raises: OfflineError: recipe or data are wrong."""
-    job.start(classify_recipe(recipe), cache, reporter)
+    if isinstance(recipe, EmbedRecipe):
+        start_embed(recipe, cache, reporter)
+    else:
+        job.start(classify_recipe(recipe), cache, reporter)
 
 
 def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int, reporter: Reporter) -> Published:
     """Make and publish a new version; see the job of the recipe's task."""
+    if isinstance(recipe, EmbedRecipe):
+        return refresh_embed(recipe, store=store, cache=cache, seeds=seeds, reporter=reporter)
     return job.refresh(classify_recipe(recipe), store=store, cache=cache, seeds=seeds, reporter=reporter)

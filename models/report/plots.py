@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from models.evaluate.embedding import EmbedQuality
 from models.evaluate.metrics import ReliabilityBin
 from models.evaluate.quality import SettingQuality, StudentQuality
 from models.evaluate.speed import Timing
@@ -38,6 +39,23 @@ def plot_frontier(path: Path, quality: StudentQuality, *, speed: Sequence[Timing
             panel.axhline(quality.teacher_accuracy, color="black", linewidth=0.8, linestyle="--", label="teacher")
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_forms(path: Path, quality: EmbedQuality) -> None:
+    """The correlation of every form of an embedder's vectors, with intervals, beside its teacher's."""
+    figure = Figure(figsize=_SIZE)
+    panel = figure.subplots()
+    values = [form.spearman for form in quality.forms]
+    spans = [
+        [v - f.low for v, f in zip(values, quality.forms, strict=True)],
+        [f.high - f.spearman for f in quality.forms],
+    ]
+    panel.errorbar([form.form for form in quality.forms], values, yerr=spans, fmt="o", color=_COLOURS[0], capsize=4)
+    panel.axhline(quality.teacher, color="black", linewidth=0.8, linestyle="--", label="teacher")
+    panel.set_ylabel("Spearman correlation")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-# B items, T tokens, H hidden, E width of the token table, C labels, F local features
+# B items, T tokens, H hidden, A width of the attention, E width of the token table, C labels, F local features
 
 _MASKED_SCORE = -10_000.0
 _MASKED_STATE = -100.0
@@ -26,7 +26,8 @@ class EncoderConfig:
     `token_width` is the width of the token table (then projected to `hidden`); None: `hidden` itself.
     `local_features` are channels of a convolution over three tokens that the exit at 0 sees besides the pooled
     states; 0: none. `head_width` is the width of each exit's one inner layer. `width` is that of an exit's output: C
-    labels of `logits`, or D dimensions of an `embedding`.
+    labels of `logits`, or D dimensions of an `embedding`. `attention_width` is that of all heads of a layer together;
+    None: `hidden`.
     """
 
     vocabulary: int
@@ -43,6 +44,7 @@ class EncoderConfig:
     activation: Literal["relu", "gelu"] = "relu"
     dropout: float = 0.0
     output: Literal["logits", "embedding"] = "logits"
+    attention_width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +84,10 @@ class Layer(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        hidden = config.hidden
-        self.heads, self.width = config.heads, hidden // config.heads
-        self.query, self.key = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.value, self.output = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        hidden, attended = config.hidden, config.attention_width or config.hidden
+        self.heads, self.width = config.heads, attended // config.heads
+        self.query, self.key = nn.Linear(hidden, attended), nn.Linear(hidden, attended)
+        self.value, self.output = nn.Linear(hidden, attended), nn.Linear(attended, hidden)
         self.attention_norm, self.norm = nn.LayerNorm(hidden, eps=_NORM_EPS), nn.LayerNorm(hidden, eps=_NORM_EPS)
         self.up, self.down = nn.Linear(hidden, config.feed_forward), nn.Linear(config.feed_forward, hidden)
         self.activation = nn.ReLU() if config.activation == "relu" else nn.GELU()
@@ -108,7 +110,7 @@ class Layer(nn.Module):
         return self.norm(flat + self.dropout(inner)), attention
 
     def _split(self, flat: Tensor, bias: Tensor) -> Tensor:
-        """float [B, heads, T, H / heads] of [B*T, H]."""
+        """float [B, heads, T, A / heads] of [B*T, A]."""
         return flat.reshape(bias.shape[0], bias.shape[-1], self.heads, self.width).transpose(1, 2)
 
 
@@ -271,7 +273,8 @@ class StageModule(nn.Module):
     def multiply_adds(self, tokens: int) -> int:
         """Multiply-adds for one text of `tokens` tokens; look-ups and norms count as none."""
         config = self.config
-        layer = 4 * config.hidden**2 + 2 * config.hidden * config.feed_forward + 2 * tokens * config.hidden
+        attended = config.attention_width or config.hidden
+        layer = 4 * config.hidden * attended + 2 * config.hidden * config.feed_forward + 2 * tokens * attended
         total = len(self.layers) * layer * tokens
         if self.embeddings is not None and self.embeddings.projection is not None:
             total += tokens * self.embeddings.projection.weight.numel()

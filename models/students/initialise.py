@@ -125,11 +125,15 @@ def _set_principal(student: EncoderStudent, words: Tensor, positions: Tensor) ->
     embeddings.positions.copy_(placed)
 
 
-def from_teacher_layers(student: EncoderStudent, state: Mapping[str, Tensor], layers: Sequence[int]) -> None:
-    """Copy the teacher's layers into the student's, in place; a narrower feed-forward keeps its largest neurons.
+def from_teacher_layers(
+    student: EncoderStudent, state: Mapping[str, Tensor], layers: Sequence[int], *, teacher_heads: int | None = None
+) -> None:
+    """Copy the teacher's layers into the student's, in place: fewer heads are the largest ones, and a narrower
+    feed-forward keeps its largest neurons.
 
     Args:
-        student: as wide as the teacher, GELU, with the teacher's number of heads.
+        student: as wide as the teacher, its heads as wide as the teacher's.
+        teacher_heads: the teacher's number of heads; None: the student's.
         state: the teacher encoder's weights by their Hugging Face names.
         layers: for each student layer the teacher's (0 is the first).
     Raises: RecipeInvalid: another width, or no such layer.
@@ -143,18 +147,20 @@ def from_teacher_layers(student: EncoderStudent, state: Mapping[str, Tensor], la
         layer = student.layers[place]
         assert isinstance(layer, Layer)
         with torch.no_grad():
-            _copy_layer(layer, state, prefix)
+            _copy_layer(layer, state, prefix, teacher_heads=teacher_heads or layer.heads)
 
 
-def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str) -> None:
+def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teacher_heads: int) -> None:
+    kept = _largest_heads(layer, state, prefix, teacher_heads)
     for ours, theirs in _NAMES.items():
         if ours.endswith("norm"):
             _copy_norm(layer.get_submodule(ours), state, prefix + theirs)
-        else:
-            part = layer.get_submodule(ours)
-            assert isinstance(part, nn.Linear)
-            part.weight.copy_(state[f"{prefix}{theirs}.weight"])
-            part.bias.copy_(state[f"{prefix}{theirs}.bias"])
+            continue
+        part = layer.get_submodule(ours)
+        assert isinstance(part, nn.Linear)
+        weight, bias = state[f"{prefix}{theirs}.weight"], state[f"{prefix}{theirs}.bias"]
+        part.weight.copy_(weight[:, kept] if ours == "output" else weight[kept])
+        part.bias.copy_(bias if ours == "output" else bias[kept])
     up, down = state[f"{prefix}intermediate.dense.weight"], state[f"{prefix}output.dense.weight"]
     if layer.up.out_features > len(up):
         raise RecipeInvalid(f"student.feed_forward: more than the teacher's {len(up)}")
@@ -163,6 +169,21 @@ def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str) -> None:
     layer.up.bias.copy_(state[f"{prefix}intermediate.dense.bias"][kept])
     layer.down.weight.copy_(down[:, kept])
     layer.down.bias.copy_(state[f"{prefix}output.dense.bias"])
+
+
+def _largest_heads(layer: Layer, state: Mapping[str, Tensor], prefix: str, teacher_heads: int) -> Tensor:
+    """int64 [A]: rows of the teacher's heads that are kept, those whose values reach the output with most weight."""
+    value, output = state[f"{prefix}{_NAMES['value']}.weight"], state[f"{prefix}{_NAMES['output']}.weight"]
+    width = len(value) // teacher_heads
+    if width != layer.width or layer.heads > teacher_heads:
+        raise RecipeInvalid(
+            f"student.heads: {layer.heads} of width {layer.width} from the teacher's {teacher_heads} of width {width}; "
+            "heads copied from a teacher are as wide as its own, and no more of them"
+        )
+    sizes = (value.norm(dim=1) * output.norm(dim=0)).reshape(teacher_heads, width).sum(1)
+    heads = sizes.topk(layer.heads).indices.sort().values
+    rows: Tensor = (heads[:, None] * width + torch.arange(width)).reshape(-1)
+    return rows
 
 
 def _copy_norm(norm: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -1,0 +1,359 @@
+"""The refresh of an embedder: recipe → texts → teacher's vectors → student → draft → gates → test → card → publish."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+
+from models.compress.int8 import Int8Settings
+from models.compress.pipeline import quantise_stages
+from models.compress.token_table import quantise_token_table
+from models.data.rows import Row
+from models.data.texts import prepare_texts
+from models.errors import GateFailed
+from models.evaluate.embedding import (
+    EmbedQuality,
+    NeighbourAccuracy,
+    PairQuality,
+    likeness,
+    neighbour_accuracy,
+    pair_quality,
+    pair_texts,
+    vectors_of,
+)
+from models.export.bundle import BundleParts, finalise, write_draft
+from models.export.golden_texts import GOLDEN_TEXTS
+from models.export.provenance import make_provenance
+from models.export.stages import ExportedStage, export_stages
+from models.recipe.embed import EmbedRecipe
+from models.recipe.parts import Int8
+from models.refresh.cache import StepCache
+from models.refresh.embed_training import EmbedRun, TrainedEmbedder, embed_teacher, make_embedder, unit_vectors
+from models.refresh.progress import Reporter
+from models.refresh.publishing import Published, publish, teacher_name
+from models.report.card import GateResult
+from models.report.embed_card import EmbedCard, EmbedSeed, quality_for_manifest, write_embed_card
+from models.teachers.teacher import Matrix, Teacher
+from models.teachers.tokens import tokenise
+from service.bundle.load import Bundle, load_bundle
+from service.bundle.manifest import Exit
+from service.runtime.student import Student
+from service.store.store import Store
+
+# N texts, D dimensions
+
+DRAFT_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
+
+_CALIBRATION_BATCH = 32
+_PARITY_ATOL = 5e-4
+_COMPANY_COSINE = 0.9999
+_COMPANY_TEXTS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A bundle without card or quality, and what compressing it cost."""
+
+    bundle: Path
+    trained: TrainedEmbedder
+    receipts: tuple[str, ...]
+
+
+def start_embed(recipe: EmbedRecipe, cache: StepCache, reporter: Reporter) -> EmbedRun:
+    """Read and cut the texts. Raises: as `prepare_texts` does."""
+    splits = prepare_texts(recipe)
+    counts = ", ".join(f"{name} {len(getattr(splits, name)):,}" for name in ("train", "gate", "dev", "test"))
+    reporter.say(f"data: {counts}")
+    for note in splits.notes:
+        reporter.say(f"data: {note}")
+    return EmbedRun(recipe, splits, cache, reporter)
+
+
+def refresh_embed(
+    recipe: EmbedRecipe, *, store: Path, cache: StepCache, seeds: int = 1, reporter: Reporter
+) -> Published:
+    """Make and publish a new version of an embedder.
+
+    Args:
+        seeds: how many seeds to train, from the recipe's on; the first is published, the others go into its card.
+    Raises:
+        OfflineError: the recipe, data or teacher is wrong; GateFailed: a gate was not met. Nothing is published.
+        StoreError: the version could not be published; the store is as it was.
+    """
+    run = start_embed(recipe, cache, reporter)
+    teacher = embed_teacher(recipe)
+    draft = _draft(run, teacher)
+    gates = _gates(run, teacher, draft)
+    others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
+    results = [_seed(EmbedRun(other, run.splits, cache, reporter), teacher) for other in others]
+    return publish(recipe, _version(run, teacher, draft, gates, results), Store(store), reporter)
+
+
+def _draft(run: EmbedRun, teacher: Teacher) -> _Draft:
+    """The draft bundle of the trained student (a cached step)."""
+    recipe, trained = run.recipe, make_embedder(run, teacher)
+    inputs = {
+        "step": DRAFT_STEP,
+        "student": trained.folder.name,
+        "compress": [entry.model_dump(mode="json") for entry in recipe.compress],
+        "publish": [recipe.publish.precisions, recipe.publish.default_precision],
+        "golden": [*GOLDEN_TEXTS, *recipe.golden_texts],
+        "name": recipe.name,
+        "libraries": [onnx.__version__, onnxruntime.__version__],
+    }
+
+    def make(folder: Path) -> None:
+        (exported,) = export_stages(trained.student.stages(), folder / "graphs", parity_atol=_PARITY_ATOL)
+        graphs, receipts = _graphs(run, trained, exported)
+        shutil.rmtree(folder / "bundle", ignore_errors=True)  # what a killed run left
+        write_draft(folder / "bundle", _parts(run, teacher, trained, exported, graphs))
+        (folder / "receipts.json").write_text(json.dumps(receipts), encoding="utf-8")
+
+    folder = run.cache.run("draft", inputs, make)
+    receipts = json.loads((folder / "receipts.json").read_text(encoding="utf-8"))
+    for receipt in receipts:
+        run.reporter.say(f"compress: {receipt}")
+    return _Draft(folder / "bundle", trained, tuple(receipts))
+
+
+def _graphs(
+    run: EmbedRun, trained: TrainedEmbedder, exported: ExportedStage
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The files by precision and stage id, and the receipts."""
+    stage_id, fp32 = exported.stage.id, exported.path
+    if not run.recipe.compress:
+        return {"fp32": {stage_id: fp32}}, []
+    settings = run.recipe.compress[0]
+    if settings.token_table == "int8":
+        onnx.save(quantise_token_table(onnx.load(fp32)), fp32)
+    int8 = fp32.with_name(f"{stage_id}.int8.onnx")
+    receipt = quantise_stages(
+        [exported.stage],
+        fp32={stage_id: fp32},
+        int8={stage_id: int8},
+        batches=_calibration_batches(run, trained, settings),
+        settings=Int8Settings(percentile=settings.percentile),
+    )
+    return {"fp32": {stage_id: fp32}, "int8": {stage_id: int8}}, [receipt.line()]
+
+
+def _calibration_batches(
+    run: EmbedRun, trained: TrainedEmbedder, settings: Int8
+) -> list[dict[str, npt.NDArray[np.int64]]]:
+    """Evenly spread training texts in the student's ids."""
+    texts = run.splits.train
+    chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
+    tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
+    order = np.argsort(tokens.lengths, kind="stable")
+    batches = []
+    for begin in range(0, len(order), _CALIBRATION_BATCH):
+        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
+        batches.append({"input_ids": padded.input_ids.numpy(), "attention_mask": padded.attention_mask.numpy()})
+    return batches
+
+
+def _parts(
+    run: EmbedRun,
+    teacher: Teacher,
+    trained: TrainedEmbedder,
+    exported: ExportedStage,
+    graphs: dict[str, dict[str, Path]],
+) -> BundleParts:
+    recipe = run.recipe
+    return BundleParts(
+        name=recipe.name,
+        task="embed",
+        max_tokens=recipe.student.max_tokens,
+        tokenizer_json=trained.trimmed.tokenizer_json,
+        stages=(exported.stage,),
+        exits=(Exit(id="full", stage=exported.stage.id, output="embedding", depth=1.0),),
+        graphs={precision: graphs[precision] for precision in recipe.publish.precisions},
+        default_precision=recipe.publish.default_precision,
+        # the axes are the teacher's, turned: another student of the same rotation is near enough to compare with, but
+        # stored vectors of one are not those of the other
+        space_id=f"{recipe.name}-{trained.folder.name}",
+        embedding_dimensions=len(trained.turned),
+        provenance=make_provenance(
+            "refresh",
+            teacher=teacher_name(recipe, teacher),
+            recipe_sha256=recipe.digest(),
+            recipe=recipe.written,
+            data=run.splits.sources,
+            notes=recipe.notes,
+        ),
+        golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
+    )
+
+
+def _precisions(recipe: EmbedRecipe) -> tuple[str, ...]:
+    """The shipped precisions, the default one first."""
+    first = recipe.publish.default_precision
+    return (first, *(precision for precision in recipe.publish.precisions if precision != first))
+
+
+def _gates(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult, ...]:
+    """Every gate, all passed (a cached step). Raises: GateFailed: naming those that were not."""
+    inputs = {
+        "step": GATES_STEP,
+        "draft": draft.bundle.parent.name,
+        "gates": run.recipe.gates.model_dump(mode="json"),
+        "rows": {name: run.splits.digests()[name] for name in ("gate", "dev")},
+    }
+
+    def make(folder: Path) -> None:
+        gates = _judged(run, teacher, draft)
+        for gate in gates:
+            passed = "passed" if gate.passed else "FAILED"
+            run.reporter.say(f"gate: {gate.name}: {gate.reached} ({gate.required}): {passed}")
+        failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
+        if failed:
+            raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
+        document = [asdict(gate) for gate in gates]
+        (folder / "gates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+    folder = run.cache.run("gates", inputs, make)
+    return tuple(GateResult(**fields) for fields in json.loads((folder / "gates.json").read_text(encoding="utf-8")))
+
+
+def _judged(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult, ...]:
+    bundle, wanted = load_bundle(draft.bundle), run.recipe.gates
+    size = sum(entry.bytes for entry in bundle.manifest.files.values())
+    gates = [GateResult("bytes", f"<= {wanted.bytes:,}", f"{size:,}", size <= wanted.bytes)]
+    theirs = unit_vectors(teacher, list(run.splits.gate)) @ draft.trained.turned.T
+    for precision in _precisions(run.recipe):
+        student = Student(bundle, precision=precision)
+        alike = likeness(vectors_of(student, run.splits.gate), theirs)
+        reference, forms = _on_pairs(run, teacher, student, "dev")
+        kept, rows = forms[0].retention, f"{alike.rows:,} gate texts"
+        gates += [
+            _least(f"cosine to the teacher, {precision}", wanted.cosine, alike.cosine, rows),
+            _least(f"neighbours shared with the teacher, {precision}", wanted.overlap, alike.overlap, rows),
+            _least(f"retention on dev, {precision}", wanted.retention, kept, f"of the teacher's {reference:.4f}"),
+            _company(student, run.splits.gate[:_COMPANY_TEXTS]),
+        ]
+    return tuple(gates)
+
+
+def _least(name: str, required: float, reached: float, on: str) -> GateResult:
+    # subtle: written so that NaN fails
+    return GateResult(name, f">= {required:g}", f"{reached:.4f} ({on})", bool(reached >= required))
+
+
+def _company(student: Student, texts: Sequence[str]) -> GateResult:
+    """Whether an embedding depends on the batch or its padding."""
+    together = vectors_of(student, texts)
+    alone = np.concatenate([vectors_of(student, [text]) for text in texts])
+    worst = float((together * alone).sum(axis=1).min())
+    return _least(
+        f"company, {student.precision}", _COMPANY_COSINE, worst, "least cosine of a text alone to itself in a batch"
+    )
+
+
+def _on_pairs(run: EmbedRun, teacher: Teacher, student: Student, split: str) -> tuple[float, tuple[PairQuality, ...]]:
+    pairs = getattr(run.splits, split)
+    texts = pair_texts(pairs)
+    prefixes = [prefix.dimensions for prefix in run.recipe.distil.prefixes]
+    return pair_quality(vectors_of(student, texts), unit_vectors(teacher, texts), pairs, prefixes=prefixes)
+
+
+def _on_test(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[EmbedQuality, ...]:
+    """The one look at the test split, a measurement for each precision."""
+    bundle, found = load_bundle(draft.bundle), []
+    theirs = unit_vectors(teacher, list(run.splits.gate)) @ draft.trained.turned.T
+    for precision in _precisions(run.recipe):
+        student = Student(bundle, precision=precision)
+        reference, forms = _on_pairs(run, teacher, student, "test")
+        found.append(
+            EmbedQuality(
+                precision=precision,
+                pairs=len(run.splits.test),
+                teacher=reference,
+                forms=forms,
+                likeness=likeness(vectors_of(student, run.splits.gate), theirs),
+                neighbours=_neighbours(run, teacher, student),
+            )
+        )
+    return tuple(found)
+
+
+def _neighbours(run: EmbedRun, teacher: Teacher, student: Student) -> NeighbourAccuracy | None:
+    rows = run.splits.neighbours
+    if rows is None:
+        return None
+
+    def reached(vectors: Callable[[Sequence[Row]], Matrix]) -> float:
+        return neighbour_accuracy(vectors(rows.fit), rows.fit, vectors(rows.test), rows.test)
+
+    return NeighbourAccuracy(
+        rows=len(rows.test),
+        student=reached(lambda some: vectors_of(student, [row.text for row in some])),
+        teacher=reached(lambda some: unit_vectors(teacher, [row.text for row in some])),
+    )
+
+
+def _seed(run: EmbedRun, teacher: Teacher) -> EmbedSeed:
+    """Another seed's student, made like the first and measured on test; never published."""
+    draft = _draft(run, teacher)
+    inputs = {"step": SEED_STEP, "draft": draft.bundle.parent.name, "test": run.splits.digests()["test"]}
+
+    def make(folder: Path) -> None:
+        result = EmbedSeed.of(run.recipe.seed, _on_test(run, teacher, draft)[0])
+        (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+    folder = run.cache.run("seed", inputs, make)
+    return EmbedSeed(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+
+
+def _version(
+    run: EmbedRun, teacher: Teacher, draft: _Draft, gates: tuple[GateResult, ...], others: Sequence[EmbedSeed]
+) -> Path:
+    """The finished bundle (a cached step)."""
+    inputs = {
+        "step": VERSION_STEP,
+        "draft": draft.bundle.parent.name,
+        "gates": [asdict(gate) for gate in gates],
+        "seeds": [asdict(seed) for seed in others],
+        "test": run.splits.digests()["test"],
+        "recipe": run.recipe.digest(),
+    }
+
+    def make(folder: Path) -> None:
+        with run.reporter.step("test"):
+            qualities = _on_test(run, teacher, draft)
+        seeds = (EmbedSeed.of(run.recipe.seed, qualities[0]), *others)
+        bundle = load_bundle(draft.bundle)
+        write_embed_card(_card(run, teacher, draft, bundle, gates, qualities, seeds), folder / "card")
+        shutil.rmtree(folder / "bundle", ignore_errors=True)
+        shutil.copytree(draft.bundle, folder / "bundle")
+        finalise(folder / "bundle", quality=quality_for_manifest(qualities), card_dir=folder / "card")
+
+    return run.cache.run("version", inputs, make) / "bundle"
+
+
+def _card(
+    run: EmbedRun,
+    teacher: Teacher,
+    draft: _Draft,
+    bundle: Bundle,
+    gates: tuple[GateResult, ...],
+    qualities: tuple[EmbedQuality, ...],
+    seeds: tuple[EmbedSeed, ...],
+) -> EmbedCard:
+    name = run.recipe.name
+    return EmbedCard(
+        manifest=bundle.manifest,
+        qualities=qualities,
+        teacher_bytes=sum(tensor.numel() * tensor.element_size() for tensor in teacher.encoder_state().values()),
+        gates=gates,
+        data_notes=run.splits.notes,
+        receipts=draft.receipts,
+        commands=(f"understudy refresh models/recipes/{name}.yaml --seeds {len(seeds)} --store STORE",),
+        seeds=seeds,
+        costs=tuple(receipt.line() for receipt in run.cache.receipts),
+    )

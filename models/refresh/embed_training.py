@@ -1,0 +1,136 @@
+"""The training steps of an embed refresh: the teacher's vectors, the student. Each is cached by what it depends on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.data.texts import EmbedSplits
+from models.distill.embed import EmbedTransfer, distil_embedder, rotation
+from models.recipe.embed import EmbedRecipe
+from models.recipe.parts import digest_of
+from models.refresh.cache import StepCache
+from models.refresh.progress import Reporter
+from models.refresh.training import diverging
+from models.students.embedder import new_embedder
+from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
+from models.teachers.teacher import Matrix, Teacher, load_teacher
+from models.teachers.tokens import tokenise
+
+# N texts, D dimensions
+
+VECTORS_STEP, STUDENT_STEP = 1, 1
+"""Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
+
+_CHECKPOINT = "checkpoint.safetensors"
+_CHUNK_TEXTS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRun:
+    """What every step of one refresh shares."""
+
+    recipe: EmbedRecipe
+    splits: EmbedSplits
+    cache: StepCache
+    reporter: Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedEmbedder:
+    """A trained student as it stands in its step's folder; `turned` float32 [D, D] takes the teacher's space to its."""
+
+    folder: Path
+    student: EncoderStudent
+    trimmed: Trimmed
+    turned: Matrix
+
+
+def embed_teacher(recipe: EmbedRecipe) -> Teacher:
+    """The recipe's teacher. Raises: TeacherInvalid."""
+    return load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
+
+
+def unit_vectors(teacher: Teacher, texts: list[str]) -> Matrix:
+    """The teacher's embeddings of `texts`, float32 [N, D], unit length. Raises: TeacherInvalid: one is not finite."""
+    vectors = teacher.embeddings(texts)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def make_vectors(run: EmbedRun, teacher: Teacher) -> npt.NDArray[np.float16]:
+    """The teacher's unit vectors of the training texts, float16 [N, D] (a cached step, read from its file as used)."""
+    texts = run.splits.train
+    inputs = {"step": VECTORS_STEP, "teacher": teacher.digest(), "texts": digest_of(list(texts))}
+
+    def make(folder: Path) -> None:
+        vectors = np.zeros((len(texts), int(teacher.config.hidden_size)), np.float16)
+        with run.reporter.step("vectors") as progress:
+            for begin in range(0, len(texts), _CHUNK_TEXTS):
+                part = list(texts[begin : begin + _CHUNK_TEXTS])
+                vectors[begin : begin + len(part)] = unit_vectors(teacher, part)
+                progress(begin + len(part), len(texts), "")
+        np.save(folder / "vectors.npy", vectors)
+
+    return np.asarray(np.load(run.cache.run("vectors", inputs, make) / "vectors.npy", mmap_mode="r"))
+
+
+def make_embedder(run: EmbedRun, teacher: Teacher) -> TrainedEmbedder:
+    """The distilled student, in float32 (a cached step)."""
+    recipe, texts = run.recipe, run.splits.train
+    inputs = {
+        "step": STUDENT_STEP,
+        "teacher": teacher.digest(),
+        "student": recipe.student.model_dump(mode="json"),
+        "distil": recipe.distil.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "texts": digest_of(list(texts)),
+        "torch": str(torch.__version__),
+    }
+
+    def make(folder: Path) -> None:
+        targets = make_vectors(run, teacher)
+        settings, distil = recipe.student, recipe.distil
+        trimmed = untrimmed(teacher.tokenizer_json)
+        if settings.vocabulary == "trimmed":
+            trimmed = trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
+        prefixes = [prefix.dimensions for prefix in distil.prefixes] if distil.rotate else []
+        turned = rotation(targets, prefixes, seed=recipe.seed)
+        student = new_embedder(settings, trimmed=trimmed, teacher=teacher, turned=turned, seed=recipe.seed)
+        tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=settings.max_tokens)
+        with run.reporter.step("student") as progress, diverging():
+            distil_embedder(
+                student,
+                EmbedTransfer(tokens, targets),
+                distil,
+                turned=turned,
+                seed=recipe.seed,
+                checkpoint=folder / _CHECKPOINT,
+                progress=progress,
+            )
+        _save(folder, TrainedEmbedder(folder, student, trimmed, turned))
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    return load_embedder(run.cache.run("embedder", inputs, make))
+
+
+def _save(folder: Path, trained: TrainedEmbedder) -> None:
+    state = {name: value.contiguous() for name, value in trained.student.state_dict().items()}
+    save_file(state, folder / "student.safetensors")
+    (folder / "tokenizer.json").write_bytes(trained.trimmed.tokenizer_json)
+    np.save(folder / "kept_ids.npy", trained.trimmed.kept_ids)
+    np.save(folder / "turned.npy", trained.turned)
+    (folder / "config.json").write_text(json.dumps(asdict(trained.student.config)), encoding="utf-8")
+
+
+def load_embedder(folder: Path) -> TrainedEmbedder:
+    """The student that `make_embedder` left in its step's folder."""
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
+    return TrainedEmbedder(folder, student.eval(), trimmed, np.load(folder / "turned.npy"))
