@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.data.parts import PartIndex, whole_texts
-from models.data.read import read_rows
+from models.data.read import read_rows, read_texts
 from models.data.rows import Row, group_key, row_key, words
 from models.errors import DataInvalid, DataLeak, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe, Data
@@ -142,21 +142,22 @@ def _read_files(data: Data) -> _Files:
     rows: dict[str, list[Row]] = {}
     for role, file in named.items():
         rows[role] = read_rows(Path(file), task="classify", labels="required")
-        sources[role] = _source(role, file, len(rows[role]), data)
+        sources[role] = _source(role, file, len(rows[role]), data.licence)
         _distinct_file(role, sources)
     _alike(rows, data)
     unlabelled: list[Row] = []
-    for number, file in enumerate(data.unlabelled):
-        texts = read_rows(Path(file), task="embed", labels="optional")
-        sources[f"unlabelled.{number}"] = _source("unlabelled", file, len(texts), data)
+    for number, pool in enumerate(data.unlabelled):
+        texts = [
+            Row(each.text, file=each.file, line=each.line) for each in read_texts(Path(pool.file), sources=pool.sources)
+        ]
+        sources[f"unlabelled.{number}"] = _source("unlabelled", pool.file, len(texts), pool.licence)
         unlabelled += texts
     return _Files(rows["train"], rows.get("dev"), rows["test"], unlabelled, tuple(sources.values()))
 
 
-def _source(role: str, file: str, rows: int, data: Data) -> DataSource:
+def _source(role: str, file: str, rows: int, licence: str) -> DataSource:
     with Path(file).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    licence = "not stated" if role == "unlabelled" else data.licence
     return DataSource(role=role, name=_public_name(file), sha256=digest, rows=rows, licence=licence)
 
 

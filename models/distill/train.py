@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
 from models.recipe.distil import Distil, Objective
-from models.students.encoder import EncoderStudent, Outputs
+from models.students.encoder import Outputs
+from models.students.student import Student, encoder_of, exit_names, labels_of, tables_of
 from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, States, Teacher
 from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_length
@@ -56,17 +57,18 @@ class DistilLoss(nn.Module):
     loss is the cross-entropy with it. Hidden states and attention are compared once a layer.
     """
 
-    def __init__(self, settings: Distil, student: EncoderStudent, *, teacher_hidden: int) -> None:
+    def __init__(self, settings: Distil, student: Student, *, teacher_hidden: int) -> None:
         super().__init__()
-        config = student.config
         self._settings = settings
-        self._weights = exit_weights(settings.exit_weights, len(config.exits))
-        needs = any(objective.hidden is not None for objective in settings.objectives)
-        same = teacher_hidden == config.hidden
-        self.projections = nn.ModuleList(
-            nn.Identity() if same else nn.Linear(config.hidden, teacher_hidden)
-            for _ in range(config.layers + 1 if needs else 0)
-        )
+        self._weights = exit_weights(settings.exit_weights, len(exit_names(student)))
+        self.projections = nn.ModuleList()
+        encoder = encoder_of(student)
+        if encoder is not None and any(objective.hidden is not None for objective in settings.objectives):
+            hidden = encoder.config.hidden
+            for _ in range(encoder.config.layers + 1):
+                self.projections.append(
+                    nn.Identity() if teacher_hidden == hidden else nn.Linear(hidden, teacher_hidden)
+                )
 
     def forward(self, outputs: Outputs, logits: Tensor, gold: Tensor, mask: Tensor, inside: States | None) -> Tensor:
         """float32 scalar, mean over the batch.
@@ -142,13 +144,14 @@ def inside_of(teacher: Teacher, kept_ids: npt.NDArray[np.int64]) -> Inside:
 
 
 def distil(
-    student: EncoderStudent,
+    student: Student,
     data: TransferSet,
     settings: Distil,
     *,
     seed: int,
     inside: Inside | None = None,
     teacher_hidden: int = 0,
+    table_factor: float = 1.0,
     bf16: bool = True,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
@@ -161,6 +164,7 @@ def distil(
         settings: the recipe's `distil`.
         seed: decides the order of rows and dropout; with the same threads, the same seed gives the same student.
         inside: from `inside_of`; needed where `needs_inside(settings.objectives)`.
+        table_factor: on the learning rate of sparse tables.
         teacher_hidden: the width of the teacher's states, with `inside`.
         bf16: multiply in bfloat16 where that is faster; off with fake quantisation, whose steps are as fine.
         checkpoint: file a killed run continues from.
@@ -193,27 +197,27 @@ def distil(
 
     student.train()
     batches = all_batches(data.tokens.lengths, settings=plan)
-    groups = _groups(student, criterion, settings)
+    groups = _groups(student, criterion, settings, table_factor=table_factor)
     fit(whole, groups, loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
     student.eval()
 
 
-def _groups(student: EncoderStudent, criterion: nn.Module, settings: Distil) -> tuple[Group, ...]:
-    """Tables at their own rate and without decay; matrices with weight decay; the rest without."""
-    tables = (*student.embeddings.tokens.parameters(), student.embeddings.positions)
-    known = {id(p) for p in tables}
+def _groups(student: Student, criterion: nn.Module, settings: Distil, *, table_factor: float) -> tuple[Group, ...]:
+    """Tables at rates of their own and without decay; matrices with weight decay; the rest without."""
+    rate, tables = settings.learning_rate, tables_of(student)
+    factors = (table_factor if table.sparse else settings.embedding_learning_rate_factor for table in tables)
+    known = {id(p) for table in tables for p in table.parameters}
     others = [p for p in (*student.parameters(), *criterion.parameters()) if id(p) not in known]
-    rate = settings.learning_rate
     return (
-        Group(tables, rate * settings.embedding_learning_rate_factor, 0.0),
+        *(Group(t.parameters, rate * factor, 0.0, t.sparse) for t, factor in zip(tables, factors, strict=True)),
         Group(tuple(p for p in others if p.ndim == 2), rate, settings.weight_decay),
         Group(tuple(p for p in others if p.ndim != 2), rate, 0.0),
     )
 
 
-def logits_of(student: EncoderStudent, tokens: Tokens) -> tuple[Matrix, ...]:
+def logits_of(student: Student, tokens: Tokens) -> tuple[Matrix, ...]:
     """The student's raw logits at each of its K exits, float32 [N, C] each, computed in float32 by torch."""
-    found = [np.zeros((len(tokens), student.config.width), np.float32) for _ in student.config.exits]
+    found = [np.zeros((len(tokens), labels_of(student)), np.float32) for _ in exit_names(student)]
     student.eval()
     with torch.inference_mode():
         for rows in batches_in_order_of_length(tokens.lengths, batch_items=_EVALUATION_ITEMS):

@@ -3,13 +3,28 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from models.errors import RecipeInvalid
 from models.recipe.distil import Distil
-from models.recipe.parts import FIRST_BACKEND, Cut, FileOrCut, Part, Recipe, Share
-from models.recipe.student import Student
+from models.recipe.parts import FIRST_BACKEND, Cut, FileOrCut, Gates, Part, Recipe, Share
+from models.recipe.student import EncoderSettings, Student
 from service.bundle.manifest import Confidence, Name
+
+
+class Pool(Part):
+    """A file of unlabelled texts that the teacher labels, or the part of it from some sources.
+
+    `sources`: rows with one of these in their field `source`; none named: all rows.
+    """
+
+    file: str
+    sources: tuple[str, ...] = ()
+    licence: str = "not stated"
+
+
+def _as_pool(value: Any) -> Any:
+    return {"file": value} if isinstance(value, str) else value
 
 
 class Data(Part):
@@ -20,7 +35,7 @@ class Data(Part):
     calibration: Cut
     gate: Cut
     test: str
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: tuple[Annotated[Pool, BeforeValidator(_as_pool)], ...] = ()
     parts: Literal["none", "substrings"] = "none"
     allowed_overlap: Share = 0.01
     licence: str = "not stated"
@@ -69,15 +84,26 @@ class ClassifyRecipe(Recipe):
 
     task: Literal["classify"]
     data: Data
-    student: Student = Student()
+    student: Student = EncoderSettings()
     distil: Distil
     exits: Exits = Exits()
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _suits_the_student(self) -> Self:
+        student = self.student.architecture
+        if student != "encoder" and self.compress and self.compress[0].int8 == "qat":
+            raise ValueError(f"compress: qat is for student.architecture encoder, not {student}")
+        inside = any(each.hidden is not None or each.attention is not None for each in self.distil.objectives)
+        if student == "ngram" and inside:
+            raise ValueError("distil.objectives: hidden and attention need layers, which an ngram student has not")
+        return self
 
     def files(self) -> Mapping[str, str]:
         """The files of `data` by their key in it."""
         data = self.data
         named = {"train": data.train, "test": data.test} | ({"dev": data.dev} if isinstance(data.dev, str) else {})
-        return named | {f"unlabelled.{i}": file for i, file in enumerate(data.unlabelled)}
+        return named | {f"unlabelled.{i}": pool.file for i, pool in enumerate(data.unlabelled)}
 
 
 def classify_recipe(recipe: Recipe) -> ClassifyRecipe:

@@ -1,14 +1,15 @@
-"""The student's shape."""
+"""The student's shape, one model an architecture; `architecture` says which, and an encoder is meant where it is not
+written."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from models.recipe.parts import Count, Part, Share
+from models.recipe.parts import Count, Part, Positive, Share
 
 
-class Student(Part):
-    """The student's shape. `exits` are layer numbers: 0 is after the embeddings; the last must be `layers`.
+class EncoderSettings(Part):
+    """A transformer encoder. `exits` are layer numbers: 0 is after the embeddings; the last must be `layers`.
 
     `token_width`: width of the token table where it is not `hidden` (then projected). `local_features`: channels of
     a convolution over three tokens that the exit at 0 sees too; 0 for none. `head_width`: of each exit's inner layer.
@@ -41,3 +42,86 @@ class Student(Part):
         if self.initialise == "teacher-layers" and len(self.teacher_layers) != self.layers:
             raise ValueError("teacher_layers must name one teacher layer for each of the layers")
         return self
+
+
+class NgramShape(Part):
+    """A bag of n-grams of word pieces: their rows averaged order by order, then one inner layer.
+
+    `orders`: the longest n-gram. Word pieces have rows of their own, longer n-grams share `buckets` rows by a hash;
+    `buckets` is raised to the next prime. `width`: of a row. `hidden`: of the inner layer. `feature_dropout`: share of
+    the n-grams of a text that a training step leaves out. `embeddings`: what the word pieces' rows start from; those
+    of longer n-grams start at zero. `table_learning_rate_factor`: of the rows, over `distil.learning_rate`.
+    """
+
+    orders: Annotated[int, Field(ge=1, le=4)] = 3
+    buckets: Annotated[int, Field(ge=16, le=1 << 22)] = 65_536
+    width: Count = 64
+    hidden: Count = 256
+    dropout: Share = 0.2
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    embeddings: Literal["teacher-pca", "random"] = "teacher-pca"
+    table_learning_rate_factor: Positive = 5.0
+
+
+class NgramSettings(NgramShape):
+    """A bag of n-grams as the whole student: one exit."""
+
+    architecture: Literal["ngram"]
+    vocabulary: Literal["trimmed", "full"] = "trimmed"
+    vocabulary_min_count: Count = 1
+    max_tokens: Annotated[int, Field(ge=8, le=512)] = 64
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Attention layers run up to each exit."""
+        return (0,)
+
+
+class CascadeSettings(Part):
+    """A bag of n-grams as the first exit, before an encoder with exits of its own; one pipeline, certified as one.
+
+    Both read the same tokens: `encoder` says which vocabulary and how many.
+    """
+
+    architecture: Literal["cascade"]
+    ngram: NgramShape = NgramShape()
+    encoder: EncoderSettings = EncoderSettings()
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Attention layers run up to each exit."""
+        return (0, *self.encoder.exits)
+
+    @property
+    def vocabulary(self) -> Literal["trimmed", "full"]:
+        """As for an encoder."""
+        return self.encoder.vocabulary
+
+    @property
+    def vocabulary_min_count(self) -> int:
+        """As for an encoder."""
+        return self.encoder.vocabulary_min_count
+
+    @property
+    def max_tokens(self) -> int:
+        """As for an encoder."""
+        return self.encoder.max_tokens
+
+
+def _architecture(value: Any) -> str:
+    # subtle: the tags stand in the places of errors, where names in <> are left out
+    found = value.get("architecture", "encoder") if isinstance(value, dict) else getattr(value, "architecture", "")
+    return f"<{found}>"
+
+
+Student = Annotated[
+    Annotated[EncoderSettings, Tag("<encoder>")]
+    | Annotated[NgramSettings, Tag("<ngram>")]
+    | Annotated[CascadeSettings, Tag("<cascade>")],
+    Discriminator(
+        _architecture,
+        custom_error_type="architecture",
+        custom_error_message="architecture must be one of encoder, ngram, cascade",
+    ),
+]
+"""A classify student's shape, of any architecture."""

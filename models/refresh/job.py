@@ -201,7 +201,7 @@ def _assembled(
         folder,
         certificates=candidate.certified.certificates,
         temperatures=dict(zip(names, candidate.certified.temperatures, strict=True)),
-        default_risk=run.recipe.exits.default_risk,
+        default_risk=run.recipe.exits.default_risk if candidate.certified.certificates else None,
         quality=quality_for_manifest("test", qualities) if qualities else None,
         card_dir=card_dir,
         provenance=_provenance(run, teacher),

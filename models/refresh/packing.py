@@ -13,10 +13,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from models.compress.bag_table import quantise_bag_table
 from models.compress.int8 import Int8Settings
-from models.compress.pipeline import quantise_stages
+from models.compress.pipeline import final_outputs, quantise_stages
 from models.compress.qat import bake, fake_quantise, measure_ranges, stage_ranges
-from models.compress.ranges import Range
+from models.compress.ranges import Feeds, Range
+from models.compress.receipt import Receipt, make_receipt
 from models.compress.token_table import quantise_token_table
 from models.distill.train import TransferSet, distil
 from models.export.bundle import BundleParts, write_draft
@@ -24,7 +26,7 @@ from models.export.golden_texts import GOLDEN_TEXTS
 from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
 from models.refresh.training import Run, Trained, diverging, texts_of
-from models.students.encoder import EncoderStudent
+from models.students.student import Student, exit_names
 from models.teachers.teacher import Teacher
 from models.teachers.tokens import tokenise
 from service.bundle.manifest import Exit, Provenance
@@ -93,29 +95,17 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
     return Draft(folder / "bundle", tuple(receipts))
 
 
-def exit_name(layer: int, layers: int) -> str:
-    """What an exit is called: `embeddings`, `layer-2`, and `full` for the last.
-
-    >>> [exit_name(layer, 4) for layer in (0, 2, 4)]
-    ['embeddings', 'layer-2', 'full']
-    """
-    if layer == layers:
-        return "full"
-    return "embeddings" if layer == 0 else f"layer-{layer}"
-
-
-def _exits(student: EncoderStudent, exported: Sequence[ExportedStage]) -> tuple[Exit, ...]:
-    config = student.config
+def _exits(student: Student, exported: Sequence[ExportedStage]) -> tuple[Exit, ...]:
     return tuple(
-        Exit(id=exit_name(layer, config.layers), stage=each.stage.id, output="logits", depth=depth)
-        for layer, each, depth in zip(config.exits, exported, student.depths(), strict=True)
+        Exit(id=name, stage=each.stage.id, output="logits", depth=depth)
+        for name, each, depth in zip(exit_names(student), exported, student.depths(), strict=True)
     )
 
 
 def _graphs(
     run: Run,
     trained: Trained,
-    student: EncoderStudent,
+    student: Student,
     exported: Sequence[ExportedStage],
     ranges: Mapping[str, Range] | None,
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
@@ -124,9 +114,8 @@ def _graphs(
     if not run.recipe.compress:
         return {"fp32": fp32}, []
     settings = run.recipe.compress[0]
-    if settings.token_table == "int8":
-        first = exported[0].path
-        onnx.save(quantise_token_table(onnx.load(first)), first)
+    batches = _calibration_batches(run, trained, settings)
+    receipts = [_int8_tables(exported, batches).line()] if settings.token_table == "int8" else []
     int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
     by_stage = None
     if ranges is not None:
@@ -136,11 +125,33 @@ def _graphs(
         [each.stage for each in exported],
         fp32=fp32,
         int8=int8,
-        batches=_calibration_batches(run, trained, settings),
+        batches=batches,
         settings=Int8Settings(percentile=settings.percentile),
         trained=by_stage,
     )
-    return {"fp32": fp32, "int8": int8}, [receipt.line()]
+    return {"fp32": fp32, "int8": int8}, [*receipts, receipt.line()]
+
+
+def _int8_tables(exported: Sequence[ExportedStage], batches: Sequence[Feeds]) -> Receipt:
+    """Give every table that a stage looks tokens up in int8 rows, in the float32 graphs themselves."""
+    stages = [each.stage for each in exported]
+    before = {each.stage.id: each.path.with_suffix(".whole") for each in exported}
+    after = {each.stage.id: each.path for each in exported}
+    for stage in stages:
+        shutil.copyfile(after[stage.id], before[stage.id])
+        if "input_ids" in stage.inputs.values():
+            smaller = quantise_bag_table(quantise_token_table(onnx.load(before[stage.id])))
+            onnx.save(smaller, after[stage.id])
+    receipt = make_receipt(
+        "int8 token tables",
+        before=list(before.values()),
+        after=list(after.values()),
+        outputs_before=final_outputs(stages, before, batches),
+        outputs_after=final_outputs(stages, after, batches),
+    )
+    for path in before.values():
+        path.unlink()
+    return receipt
 
 
 def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dict[str, npt.NDArray[np.int64]]]:
@@ -160,7 +171,7 @@ def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dic
 
 def _trained_for_int8(
     run: Run, teacher: Teacher, trained: Trained, transfer: Transfer, checkpoint: Path
-) -> tuple[EncoderStudent, Mapping[str, Range]]:
+) -> tuple[Student, Mapping[str, Range]]:
     """A copy of the student trained on with rounded weights and activations, and the ranges it was trained with."""
     recipe, settings = run.recipe, run.recipe.compress[0]
     student = copy.deepcopy(trained.student)

@@ -24,7 +24,7 @@ _RESPLITS = 300
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """One temperature per exit, and one certificate per backend and precision."""
+    """One temperature per exit, and one certificate per backend and precision; a student of one exit has none."""
 
     temperatures: tuple[float, ...]
     certificates: tuple[Certificate, ...]
@@ -42,6 +42,8 @@ def certify_draft(draft: Path, recipe: ClassifyRecipe, *, split_a: Sequence[Row]
     first = first_variant(recipe).load(bundle)
     gold = [int(index) for index in gold_indices([row.label for row in split_a], bundle.manifest.labels)]
     temperatures = temperatures_of(first, first.encoder.encode(texts_of(split_a)), gold=gold)
+    if len(temperatures) == 1:
+        return Certified(temperatures, ())
     wanted = variants(recipe.exits.backends, recipe.publish.precisions)
     found = certificates_of(bundle, wanted, recipe, temperatures=temperatures, splits=(split_a, split_b))
     return Certified(temperatures, found)
@@ -158,6 +160,8 @@ def draw_again(
     bundle: Bundle, recipe: ClassifyRecipe, *, split_a: Sequence[Row], split_b: Sequence[Row], test: Sequence[Row]
 ) -> tuple[ResplitSummary, ...]:
     """What the first backend's and default precision's exits give when A and B are drawn again from their rows."""
+    if len(bundle.manifest.exits) == 1:
+        return ()
     student = first_variant(recipe).load(bundle)
     pool, on_test = (
         exit_logits(student, student.encoder.encode(texts_of(rows))) for rows in ([*split_a, *split_b], test)

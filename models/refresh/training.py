@@ -3,14 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 
 from models.data.augment import Augmenter
 from models.data.cuts import Splits
@@ -19,10 +18,11 @@ from models.distill.train import Inside, TransferSet, distil, inside_of, needs_i
 from models.errors import OfflineError, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import digest_of
+from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.students.build import new_student
-from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.student import Student, load_student, save_student
 from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
 from models.teachers.fine_tune import fine_tune, gold_of
 from models.teachers.labels import label
@@ -72,15 +72,15 @@ class Trained:
     """A trained student as it stands in its step's folder."""
 
     folder: Path
-    student: EncoderStudent
+    student: Student
     trimmed: Trimmed
 
 
 def texts_of(rows: Sequence[Row]) -> list[str]:
-    """The texts of single-text rows. Raises: RecipeInvalid: a row is a pair, which the encoder does not take."""
+    """The texts of single-text rows. Raises: RecipeInvalid: a row is a pair, which no student here takes."""
     for row in rows:
         if row.text_pair is not None:
-            raise RecipeInvalid(f"{row.file}:{row.line}: text_pair: student.architecture encoder takes single texts")
+            raise RecipeInvalid(f"{row.file}:{row.line}: text_pair: classify students take single texts")
     return [row.text for row in rows]
 
 
@@ -182,6 +182,7 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDA
                 seed=recipe.seed,
                 inside=_inside(recipe, teacher, trimmed),
                 teacher_hidden=int(teacher.config.hidden_size),
+                table_factor=_table_factor(recipe.student),
                 checkpoint=folder / _CHECKPOINT,
                 progress=progress,
             )
@@ -201,22 +202,23 @@ def _inside(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed) -> Insid
     return inside_of(teacher, trimmed.kept_ids) if needs_inside(recipe.distil.objectives) else None
 
 
-def _save(folder: Path, student: EncoderStudent, trimmed: Trimmed) -> None:
-    save_file(
-        {name: value.contiguous() for name, value in student.state_dict().items()}, folder / "student.safetensors"
-    )
+def _table_factor(settings: EncoderSettings | NgramSettings | CascadeSettings) -> float:
+    """On the learning rate of n-gram rows; an encoder has none."""
+    if isinstance(settings, CascadeSettings):
+        return settings.ngram.table_learning_rate_factor
+    return settings.table_learning_rate_factor if isinstance(settings, NgramSettings) else 1.0
+
+
+def _save(folder: Path, student: Student, trimmed: Trimmed) -> None:
+    save_student(student, folder)
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
     np.save(folder / "kept_ids.npy", trimmed.kept_ids)
-    (folder / "config.json").write_text(json.dumps(asdict(student.config)), encoding="utf-8")
 
 
 def load_trained(folder: Path) -> Trained:
     """The student that `make_student` left in its step's folder."""
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
-    student.load_state_dict(load_file(folder / "student.safetensors"))
     trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
-    return Trained(folder, student.eval(), trimmed)
+    return Trained(folder, load_student(folder), trimmed)
 
 
 def teacher_labels(run: Run, teacher: Teacher, rows: Sequence[Row]) -> tuple[str, ...]:

@@ -1,19 +1,33 @@
 """A new student, as the recipe describes it."""
 
+import json
 from collections.abc import Mapping
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from models.recipe.student import Student
+from models.errors import RecipeInvalid
+from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, NgramShape
+from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
-from models.students.initialise import from_teacher_embeddings, from_teacher_layers
+from models.students.initialise import from_teacher_embeddings, from_teacher_layers, principal_parts
+from models.students.ngram import NgramConfig, NgramStudent, next_prime
+from models.students.student import Student
 from models.students.vocabulary import Trimmed
+
+State = Mapping[str, Tensor]
+"""The teacher encoder's weights by their Hugging Face names."""
 
 
 def new_student(
-    settings: Student, *, n_labels: int, trimmed: Trimmed, state: Mapping[str, Tensor], seed: int
-) -> EncoderStudent:
+    settings: EncoderSettings | NgramSettings | CascadeSettings,
+    *,
+    n_labels: int,
+    trimmed: Trimmed,
+    state: State,
+    seed: int,
+) -> Student:
     """Make and initialise a student.
 
     Args:
@@ -25,25 +39,75 @@ def new_student(
     Raises: RecipeInvalid: the shape does not fit what it is to be initialised from.
     """
     torch.manual_seed(seed)
-    student = EncoderStudent(
-        EncoderConfig(
-            vocabulary=len(trimmed.kept_ids),
-            width=n_labels,
-            layers=settings.layers,
-            hidden=settings.hidden,
-            heads=settings.heads,
-            feed_forward=settings.feed_forward,
-            exits=settings.exits,
-            max_tokens=settings.max_tokens,
-            token_width=settings.token_width,
-            local_features=settings.local_features,
-            head_width=settings.head_width,
-            activation=settings.activation,
-            dropout=settings.dropout,
-        )
+    if isinstance(settings, CascadeSettings):
+        shape = _ngram_config(settings.ngram, n_labels, trimmed, settings.max_tokens)
+        cascade = CascadeStudent(CascadeConfig(shape, _encoder_config(settings.encoder, n_labels, trimmed)))
+        _start_ngram(cascade.ngram, settings.ngram, trimmed, state)
+        _start_encoder(cascade.encoder, settings.encoder, trimmed, state)
+        return cascade
+    if isinstance(settings, NgramSettings):
+        bag = NgramStudent(_ngram_config(settings, n_labels, trimmed, settings.max_tokens))
+        _start_ngram(bag, settings, trimmed, state)
+        return bag
+    encoder = EncoderStudent(_encoder_config(settings, n_labels, trimmed))
+    _start_encoder(encoder, settings, trimmed, state)
+    return encoder
+
+
+def _encoder_config(settings: EncoderSettings, n_labels: int, trimmed: Trimmed) -> EncoderConfig:
+    return EncoderConfig(
+        vocabulary=len(trimmed.kept_ids),
+        width=n_labels,
+        layers=settings.layers,
+        hidden=settings.hidden,
+        heads=settings.heads,
+        feed_forward=settings.feed_forward,
+        exits=settings.exits,
+        max_tokens=settings.max_tokens,
+        token_width=settings.token_width,
+        local_features=settings.local_features,
+        head_width=settings.head_width,
+        activation=settings.activation,
+        dropout=settings.dropout,
     )
+
+
+def _start_encoder(student: EncoderStudent, settings: EncoderSettings, trimmed: Trimmed, state: State) -> None:
     if settings.embeddings != "random":
         from_teacher_embeddings(student, state, trimmed.kept_ids, whole=settings.embeddings == "teacher")
     if settings.initialise == "teacher-layers":
         from_teacher_layers(student, state, settings.teacher_layers)
-    return student
+
+
+def _ngram_config(settings: NgramShape, n_labels: int, trimmed: Trimmed, max_tokens: int) -> NgramConfig:
+    return NgramConfig(
+        vocabulary=len(trimmed.kept_ids),
+        width=n_labels,
+        orders=settings.orders,
+        buckets=next_prime(settings.buckets),
+        rows=settings.width,
+        hidden=settings.hidden,
+        max_tokens=max_tokens,
+        markers=_markers(trimmed),
+        dropout=settings.dropout,
+        feature_dropout=settings.feature_dropout,
+    )
+
+
+def _markers(trimmed: Trimmed) -> tuple[int, ...]:
+    """The ids that the tokenizer puts around every text: those of an empty one."""
+    document = json.loads(trimmed.tokenizer_json) | {"padding": None, "truncation": None}
+    return tuple(Tokenizer.from_str(json.dumps(document)).encode("").ids)
+
+
+def _start_ngram(student: NgramStudent, settings: NgramShape, trimmed: Trimmed, state: State) -> None:
+    """The word pieces' rows from the principal parts of the teacher's, of unit variance together."""
+    if settings.embeddings == "random":
+        return
+    table = state["embeddings.word_embeddings.weight"]
+    words = table[torch.from_numpy(trimmed.kept_ids)]
+    if settings.width > words.shape[1]:
+        most = f"`teacher-pca` needs at most the teacher's {words.shape[1]}"
+        raise RecipeInvalid(f"student.width of n-gram rows: {settings.width}; {most}")
+    rows = principal_parts(words, settings.width).rows
+    student.set_pieces(rows / rows.std())

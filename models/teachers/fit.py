@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,15 +26,22 @@ _SWA_SHARE = 0.3
 _SWA_LEARNING_RATE = 0.25
 _EMA_WINDOW = 0.05
 _NOTE_STEPS = 50
+_BETAS = (0.9, 0.98)
+_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Parameters that share a learning rate (per step, before the schedule) and a weight decay."""
+    """Parameters that share a learning rate (per step, before the schedule) and a weight decay.
+
+    `sparse`: their gradients are sparse, and a step moves the rows of its batch alone; no decay, and no part in
+    clipping, which Adam's own scale makes up for.
+    """
 
     parameters: tuple[nn.Parameter, ...]
     learning_rate: float
     weight_decay: float
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +146,9 @@ class _Run:
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], settings: Fit, steps: int) -> None:
         self._model, self._settings, self._steps = model, settings, steps
-        self._rates = [group.learning_rate for group in groups]
+        self._optimizers = _optimizers(groups)
         self._parameters = [p for group in groups for p in group.parameters]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(g.parameters), "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups],
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            fused=True,
-        )
+        self._dense = [p for group in groups if not group.sparse for p in group.parameters]
         self._averaged = self._new_average()
         self._losses: list[Tensor] = []
 
@@ -160,14 +162,16 @@ class _Run:
 
     def advance(self, step: int, loss: Tensor) -> None:
         factor = scheduled(step, steps=self._steps, settings=self._settings)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["whole_rate"] * factor
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
-        if not torch.isfinite(norm):
+        norm = nn.utils.clip_grad_norm_(self._dense, self._settings.clip_norm)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
             raise FloatingPointError(f"the loss or its gradient is not finite at step {step}")
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self._losses.append(loss.detach())
         averaging = self._settings.average == "ema" or step >= _tail(self._steps)
         if self._averaged is not None and averaging:
@@ -185,8 +189,8 @@ class _Run:
     def save(self, path: Path, step: int) -> None:
         tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
         for index, parameter in enumerate(self._parameters):
-            for name, value in self._optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{name}"] = value
+            for name, value in self._state_of(parameter).items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         if self._averaged is not None:
             tensors |= {f"average.{name}": value for name, value in self._averaged.state_dict().items()}
         # subtle: clones, since safetensors refuses tensors that share memory
@@ -195,14 +199,41 @@ class _Run:
         save_file(whole, aside, metadata={"step": str(step), "steps": str(self._steps)})
         aside.replace(path)
 
+    def _state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """What its optimiser remembers of it; to be changed in place."""
+        for optimizer in self._optimizers:
+            if any(parameter is each for group in optimizer.param_groups for each in group["params"]):
+                state: dict[str, Any] = optimizer.state[parameter]
+                return state
+        raise AssertionError("a parameter without an optimiser")
+
     def resume(self, path: Path) -> int:
         tensors = load_file(path)
         self._model.load_state_dict(_below(tensors, "model."))
         for index, parameter in enumerate(self._parameters):
-            self._optimizer.state[parameter] = dict(_below(tensors, f"optimizer.{index}."))
+            known = _below(tensors, f"optimizer.{index}.")
+            # subtle: SparseAdam counts its steps in an int, and computes in another precision with a tensor
+            whole = {name: int(value) if value.dtype == torch.int64 else value for name, value in known.items()}
+            self._state_of(parameter).update(whole)
         if self._averaged is not None:
             self._averaged.load_state_dict(_below(tensors, "average."))
         return _step_of(path)
+
+
+def _optimizers(groups: Sequence[Group]) -> list[torch.optim.Optimizer]:
+    """One for all dense groups, one for all sparse ones; `whole_rate` is a group's rate before the schedule."""
+    dense = [
+        {"params": list(g.parameters), "lr": g.learning_rate, "weight_decay": g.weight_decay, **_whole_rate(g)}
+        for g in groups
+        if not g.sparse
+    ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(dense, betas=_BETAS, eps=_EPS, fused=True)]
+    sparse = [{"params": list(g.parameters), "lr": g.learning_rate, **_whole_rate(g)} for g in groups if g.sparse]
+    return [*made, torch.optim.SparseAdam(sparse, betas=_BETAS, eps=_EPS)] if sparse else made
+
+
+def _whole_rate(group: Group) -> dict[str, float]:
+    return {"whole_rate": group.learning_rate}
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
