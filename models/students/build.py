@@ -19,6 +19,10 @@ from models.students.vocabulary import Trimmed
 State = Mapping[str, Tensor]
 """The teacher encoder's weights by their Hugging Face names."""
 
+_PIECES_STD = 0.2
+"""Of what the n-gram rows of word pieces start from. Larger ones move too little: after two epochs of AG News's gold
+labels, 89.8% of dev right from 1, 91 to 92% from 0.1 to 0.3."""
+
 
 def new_student(
     settings: EncoderSettings | NgramSettings | CascadeSettings,
@@ -101,7 +105,7 @@ def _markers(trimmed: Trimmed) -> tuple[int, ...]:
 
 
 def _start_ngram(student: NgramStudent, settings: NgramShape, trimmed: Trimmed, state: State) -> None:
-    """The word pieces' rows from the principal parts of the teacher's, of unit variance together."""
+    """The word pieces' rows from the principal parts of the teacher's."""
     if settings.embeddings == "random":
         return
     table = state["embeddings.word_embeddings.weight"]
@@ -110,4 +114,4 @@ def _start_ngram(student: NgramStudent, settings: NgramShape, trimmed: Trimmed, 
         most = f"`teacher-pca` needs at most the teacher's {words.shape[1]}"
         raise RecipeInvalid(f"student.width of n-gram rows: {settings.width}; {most}")
     rows = principal_parts(words, settings.width).rows
-    student.set_pieces(rows / rows.std())
+    student.set_pieces(rows * (_PIECES_STD / rows.std()))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.recipe.student import Student
+from models.recipe.student import EncoderSettings
 from models.students.build import new_student
 from models.students.vocabulary import Trimmed
 
@@ -17,8 +17,8 @@ STATE = {
 }
 
 
-def settings(**more) -> Student:
-    return Student(layers=2, hidden=8, heads=2, feed_forward=16, exits=(0, 2), max_tokens=8, **more)
+def settings(**more) -> EncoderSettings:
+    return EncoderSettings(layers=2, hidden=8, heads=2, feed_forward=16, exits=(0, 2), max_tokens=8, **more)
 
 
 def test_the_shape_is_the_recipes():
