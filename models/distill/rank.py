@@ -1,0 +1,155 @@
+"""Distillation of a ranker: lists of passages whose scores are to lie as the teacher's do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from models.recipe.rank import RankDistil
+from models.students.cross_encoder import CrossEncoder
+from models.teachers.cross_encoder import listwise_cross_entropy
+from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
+from models.teachers.pair_lists import PairLists, list_scores
+from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_length
+
+# B lists, G passages of the longest list, N pairs
+
+_EVALUATION_ITEMS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RankTransfer:
+    """What a ranker learns from: lists in the student's tokens, and the teacher's raw scores, float32 [pairs]."""
+
+    lists: PairLists
+    scores: npt.NDArray[np.float32]
+
+
+def margin_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference of margins: of each list's first passage, the best one, to each of its others.
+
+    Args:
+        student: float32 [B, G], raw scores.
+        teacher: float32 [B, G], the same, no gradient.
+        mask: bool [B, G], where a list has a passage; the first always is one.
+    Returns: float32 [B]; 0 where a list has one passage.
+    Source: Hofstätter et al. 2020, arXiv:2010.02666.
+    """
+    ours, theirs = student[:, :1] - student, teacher[:, :1] - teacher
+    others = mask.clone()
+    others[:, 0] = False
+    return ((ours - theirs).square() * others).sum(-1) / others.sum(-1).clamp_min(1)
+
+
+def listwise_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+    """KL(teacher || student) of each list's softened scores, times temperature squared.
+
+    Args:
+        student: float32 [B, G], raw scores.
+        teacher: float32 [B, G], the same, no gradient.
+        mask: bool [B, G], where a list has a passage.
+        temperature: > 0, divides both.
+    Returns: float32 [B], nats times temperature squared.
+    Source: Ren et al. 2021 (RocketQAv2), arXiv:2110.07367, there without a temperature.
+    """
+    ours, theirs = (_log_shares(scores / temperature, mask) for scores in (student, teacher))
+    return temperature**2 * (theirs.exp() * (theirs - ours) * mask).sum(-1)
+
+
+def _log_shares(scores: Tensor, mask: Tensor) -> Tensor:
+    return torch.log_softmax(scores.masked_fill(~mask, -torch.inf), dim=-1).masked_fill(~mask, 0)
+
+
+def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, settings: RankDistil) -> Tensor:
+    """The recipe's loss, a float32 scalar, mean over the lists.
+
+    Args:
+        student, teacher: float32 [B, G], raw scores; each list's best passage first.
+        grades: float32 [B, G]; lists without a relevant passage have no gold part.
+        mask: bool [B, G].
+        settings: the recipe's `distil`.
+    """
+    soft = torch.zeros(len(student))
+    for objective in settings.objectives:
+        if objective.margin_mse is not None:
+            soft = soft + objective.margin_mse.weight * margin_mse(student, teacher, mask)
+        if objective.listwise_kl is not None:
+            temperature = objective.listwise_kl.temperature
+            kl = listwise_kl(student, teacher, mask, temperature=temperature)
+            soft = soft + objective.listwise_kl.weight * kl
+    hard = settings.gold_weight * ((grades > 0) & mask).any(-1).float()
+    return ((1 - hard) * soft + hard * listwise_cross_entropy(student, grades, mask)).mean()
+
+
+def distil_ranker(
+    student: CrossEncoder,
+    data: RankTransfer,
+    settings: RankDistil,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train `student` in place.
+
+    Args:
+        student: initialised.
+        data: the transfer set.
+        settings: the recipe's `distil`.
+        seed: decides the order of lists and dropout.
+        checkpoint: file a killed run continues from.
+        progress: told the steps done.
+    Raises: FloatingPointError: training diverged.
+    """
+    torch.manual_seed(seed)
+    plan = Fit(
+        epochs=settings.epochs,
+        batch_items=settings.batch_lists,
+        warm_up=settings.warm_up,
+        average=settings.average,
+        seed=seed,
+    )
+    lists = data.lists
+
+    def score(batch: Padded) -> Tensor:
+        with fast_matmul():
+            scores: Tensor = student(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+        return scores
+
+    def loss(rows: Indices) -> Tensor:
+        theirs, grades = lists.table(rows, data.scores), lists.table(rows, lists.grades)
+        return rank_loss(list_scores(score, lists, rows), theirs, grades, lists.mask(rows), settings)
+
+    student.train()
+    batches = all_batches(lists.lengths, settings=plan)
+    fit(student, _groups(student, settings), loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
+    student.eval()
+
+
+def _groups(student: CrossEncoder, settings: RankDistil) -> Sequence[Group]:
+    """Tables at their own rate and without decay; matrices with weight decay; the rest without."""
+    embeddings = student.encoder.embeddings
+    tables: tuple[nn.Parameter, ...] = (*embeddings.tokens.parameters(), embeddings.positions)
+    known = {id(p) for p in tables}
+    others = [p for p in student.parameters() if id(p) not in known]
+    rate = settings.learning_rate
+    return (
+        Group(tables, rate * settings.embedding_learning_rate_factor, 0.0),
+        Group(tuple(p for p in others if p.ndim == 2), rate, settings.weight_decay),
+        Group(tuple(p for p in others if p.ndim != 2), rate, 0.0),
+    )
+
+
+def scores_of(student: CrossEncoder, tokens: Tokens) -> npt.NDArray[np.float32]:
+    """The student's raw scores, float32 [N], computed in float32 by torch."""
+    found = np.zeros(len(tokens), np.float32)
+    student.eval()
+    with torch.inference_mode():
+        for rows in batches_in_order_of_length(tokens.lengths, batch_items=_EVALUATION_ITEMS):
+            batch = tokens.padded(rows)
+            found[rows] = student(batch.input_ids, batch.attention_mask, batch.token_type_ids).numpy()
+    return found

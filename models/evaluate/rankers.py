@@ -1,0 +1,90 @@
+"""The rankers that are measured: a student as it is served, its teacher, and baselines.
+
+G passages of a query's list.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.lexical import Lexical
+from models.data.rank_sets import Ranking
+from models.evaluate.ranking import Scored, Scores
+from models.teachers.fit import Progress
+from models.teachers.labels import label
+from models.teachers.teacher import Teacher
+from service.runtime.student import Student, batches_by_length
+
+_BATCH_ITEMS = 32
+_SCORED_AT_ONCE = 20_000
+
+GIVEN, BM25, BI_ENCODER, TEACHER = "given", "bm25", "bi-encoder", "teacher"
+
+
+def student_scores(student: Student, rankings: Sequence[Ranking]) -> Scored:
+    """The scores of a joint ranker on its exported graphs, to full depth."""
+    pairs = [pair for ranking in rankings for pair in ranking.pairs]
+    found = np.zeros(len(pairs), np.float32)
+    for begin in range(0, len(pairs), _SCORED_AT_ONCE):
+        encoded = student.encoder.encode(pairs[begin : begin + _SCORED_AT_ONCE])
+        for batch in batches_by_length(encoded, _BATCH_ITEMS):
+            found[np.asarray(batch) + begin] = student.all_exits([encoded[at] for at in batch])[-1]
+    return Scored(student.precision, _lists(found, rankings))
+
+
+def teacher_scores(
+    teacher: Teacher, rankings: Sequence[Ranking], *, directory: Path, progress: Progress | None = None
+) -> Scored:
+    """A cross-encoder's scores, cached by content. Raises: TeacherInvalid: one is not finite."""
+    pairs = [pair for ranking in rankings for pair in ranking.pairs]
+    return Scored(TEACHER, _lists(label(teacher, pairs, directory=directory, progress=progress)[:, 0], rankings))
+
+
+def given_order(rankings: Sequence[Ranking]) -> Scored:
+    """The order of the candidates as they came."""
+    return Scored(GIVEN, tuple(-np.arange(len(ranking.passages), dtype=np.float32) for ranking in rankings))
+
+
+def bm25_order(rankings: Sequence[Ranking]) -> Scored:
+    """BM25 of each list's passages, with the word statistics of all the lists' distinct passages."""
+    places = _places(rankings)
+    index = Lexical(list(places))
+    return Scored(BM25, _by_query(rankings, lambda ranking: index.scores(ranking.query), places))
+
+
+def bi_encoder_order(teacher: Teacher, rankings: Sequence[Ranking]) -> Scored:
+    """The cosine of an encoder's mean-pooled query and passage.
+
+    Raises: TeacherInvalid: a classifier with its own pooling.
+    """
+    places = _places(rankings)
+    passages = _unit(teacher.embeddings(list(places)))
+    queries = _unit(teacher.embeddings([ranking.query for ranking in rankings]))
+    found = (
+        passages[[places[passage] for passage in ranking.passages]] @ query
+        for ranking, query in zip(rankings, queries, strict=True)
+    )
+    return Scored(BI_ENCODER, tuple(np.asarray(scores, np.float32) for scores in found))
+
+
+def _places(rankings: Sequence[Ranking]) -> dict[str, int]:
+    """Each distinct passage's number."""
+    distinct = dict.fromkeys(passage for ranking in rankings for passage in ranking.passages)
+    return {passage: at for at, passage in enumerate(distinct)}
+
+
+def _by_query(
+    rankings: Sequence[Ranking], score_all: Callable[[Ranking], Scores], places: dict[str, int]
+) -> tuple[Scores, ...]:
+    return tuple(score_all(ranking)[[places[passage] for passage in ranking.passages]] for ranking in rankings)
+
+
+def _lists(flat: Scores, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:
+    cuts = np.cumsum([len(ranking.passages) for ranking in rankings])[:-1]
+    return tuple(np.split(flat, cuts))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)

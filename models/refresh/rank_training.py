@@ -1,0 +1,251 @@
+"""The training steps of a rank refresh: teacher, lists, labels, student. Each is cached by what it depends on."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.data.rank_lists import training_lists
+from models.data.rank_sets import Ranking
+from models.data.rankings import RankSplits, digest_of_rankings
+from models.distill.rank import RankTransfer, distil_ranker
+from models.errors import TeacherInvalid
+from models.evaluate.ranking import Scores
+from models.recipe.rank import RankRecipe
+from models.refresh.cache import StepCache
+from models.refresh.progress import Reporter
+from models.refresh.training import diverging
+from models.students.cross_encoder import CrossEncoder, CrossEncoderConfig, new_cross_encoder
+from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
+from models.teachers.cross_encoder import GradedLists, cross_encoder, fine_tune_ranker
+from models.teachers.labels import label
+from models.teachers.pair_lists import pair_lists
+from models.teachers.teacher import MeanPooled, Teacher, load_teacher
+
+TEACHER_STEP, STUDENT_STEP = 1, 1
+"""Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
+
+_CHECKPOINT = "checkpoint.safetensors"
+_PROBE_PAIRS = 16
+_TRAINING_COST = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankRun:
+    """What every step of one refresh shares."""
+
+    recipe: RankRecipe
+    splits: RankSplits
+    cache: StepCache
+    reporter: Reporter
+
+    @property
+    def labels(self) -> Path:
+        """The folder of the teachers' cached scores."""
+        return self.cache.root / "labels"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRanker:
+    """A trained student as it stands in its step's folder."""
+
+    folder: Path
+    student: CrossEncoder
+    trimmed: Trimmed
+
+
+def first_teacher(recipe: RankRecipe) -> Teacher:
+    """What the recipe's teacher is made of: the bare encoder, or the finished cross-encoder. Raises: TeacherInvalid."""
+    if recipe.teacher.fine_tune is None:
+        return cross_encoder(recipe.teacher.source, max_tokens=recipe.teacher.max_tokens)
+    teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.teacher.fine_tune.max_tokens)
+    if not isinstance(teacher.network, MeanPooled):
+        raise TeacherInvalid("teacher.fine_tune needs a bare encoder, not a sequence classifier")
+    return teacher
+
+
+def make_ranking_teacher(run: RankRun) -> Teacher:
+    """The recipe's cross-encoder: as it is, or fine-tuned (a cached step)."""
+    recipe, splits = run.recipe, run.splits
+    first, settings = first_teacher(recipe), recipe.teacher.fine_tune
+    if settings is None:
+        return first
+    inputs = {
+        "step": TEACHER_STEP,
+        "source": first.digest(),
+        "settings": settings.model_dump(mode="json"),
+        "rows": {name: splits.digests[name] for name in ("train", "dev")},
+        "torch": str(torch.__version__),
+    }
+
+    def make(folder: Path) -> None:
+        with run.reporter.step("teacher") as progress:
+            tuned = fine_tune_ranker(
+                recipe.teacher.source,
+                graded(teacher_lists(run)),
+                settings,
+                dev=graded(_spread(run.splits.dev, settings.dev_queries)),
+                checkpoint=folder / _CHECKPOINT,
+                progress=progress,
+            )
+        tuned.save(folder / "teacher")
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    return load_teacher(run.cache.run("rank-teacher", inputs, make) / "teacher")
+
+
+def teacher_lists(run: RankRun) -> list[Ranking]:
+    """The lists that the teacher is fine-tuned on; none where it is finished."""
+    settings = run.recipe.teacher.fine_tune
+    if settings is None:
+        return []
+    return training_lists(
+        run.splits.train, settings.negatives, positives=settings.positives, unanswered=False, seed=settings.seed
+    )
+
+
+def student_lists(run: RankRun) -> list[Ranking]:
+    """The lists that the student learns from."""
+    settings = run.recipe.distil
+    return training_lists(
+        run.splits.train,
+        settings.negatives,
+        positives=settings.positives,
+        unanswered=settings.unanswered,
+        seed=settings.seed,
+    )
+
+
+def graded(rankings: Sequence[Ranking]) -> GradedLists:
+    """Rankings as pairs with grades."""
+    return GradedLists(tuple(tuple(each.pairs) for each in rankings), tuple(each.grades for each in rankings))
+
+
+def _spread(rankings: Sequence[Ranking], most: int) -> list[Ranking]:
+    """At most `most` answered lists of several passages, evenly from first to last."""
+    fit = [each for each in rankings if each.answered and len(each.passages) > 1]
+    stride = max(1.0, len(fit) / most)
+    return [fit[int(at * stride)] for at in range(min(most, len(fit)))]
+
+
+def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
+    """The distilled student, in float32 (a cached step)."""
+    recipe = run.recipe
+    lists = student_lists(run)
+    inputs = {
+        "step": STUDENT_STEP,
+        "teacher": teacher.digest(),
+        "student": recipe.student.model_dump(mode="json"),
+        "distil": recipe.distil.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "lists": digest_of_rankings(lists),
+        "torch": str(torch.__version__),
+    }
+
+    def make(folder: Path) -> None:
+        settings = recipe.student
+        pairs = [pair for each in lists for pair in each.pairs]
+        with run.reporter.step("labels") as progress:
+            scores = label(teacher, pairs, directory=run.labels, progress=progress)[:, 0]
+        ordered, theirs = _best_first(lists, scores)
+        trimmed = untrimmed(teacher.tokenizer_json)
+        if settings.vocabulary == "trimmed":
+            trimmed = trim_tokenizer(teacher.tokenizer_json, pairs, min_count=settings.vocabulary_min_count)
+        student = new_cross_encoder(
+            settings,
+            trimmed=trimmed,
+            state=teacher.encoder_state(),
+            teacher_heads=int(teacher.config.num_attention_heads),
+            seed=recipe.seed,
+        )
+        data = graded(ordered)
+        tokens = pair_lists(trimmed.tokenizer_json, data.pairs, data.grades, max_tokens=settings.max_tokens)
+        with run.reporter.step("student") as progress, diverging():
+            distil_ranker(
+                student,
+                RankTransfer(tokens, theirs),
+                recipe.distil,
+                seed=recipe.seed,
+                checkpoint=folder / _CHECKPOINT,
+                progress=progress,
+            )
+        _save(folder, student, trimmed)
+        (folder / _CHECKPOINT).unlink(missing_ok=True)
+
+    return load_ranker(run.cache.run("ranker", inputs, make))
+
+
+def _best_first(lists: Sequence[Ranking], scores: Scores) -> tuple[list[Ranking], Scores]:
+    """The lists by grade, then by the teacher's score, falling; and the scores in that order."""
+    ordered, theirs, begin = [], [], 0
+    for each in lists:
+        ours = scores[begin : begin + len(each.passages)]
+        begin += len(each.passages)
+        order = np.lexsort((-ours, -np.asarray(each.grades))).tolist()
+        passages, grades = (tuple(values[at] for at in order) for values in (each.passages, each.grades))
+        ordered.append(replace(each, passages=passages, grades=grades))
+        theirs.append(ours[order])
+    return ordered, np.concatenate(theirs)
+
+
+def _save(folder: Path, student: CrossEncoder, trimmed: Trimmed) -> None:
+    state = {name: value.contiguous() for name, value in student.state_dict().items()}
+    save_file(state, folder / "student.safetensors")
+    (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
+    np.save(folder / "kept_ids.npy", trimmed.kept_ids)
+    (folder / "config.json").write_text(json.dumps(asdict(student.config)), encoding="utf-8")
+
+
+def load_ranker(folder: Path) -> TrainedRanker:
+    """The student that `make_ranker` left in its step's folder."""
+    student = CrossEncoder(CrossEncoderConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    student.load_state_dict(load_file(folder / "student.safetensors"))
+    trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
+    return TrainedRanker(folder, student.eval(), trimmed)
+
+
+def cost_lines(run: RankRun) -> tuple[str, ...]:
+    """What training and labelling will cost on this machine: pairs, and minutes by the time of a few of them.
+
+    Training a pair is taken for three times the time of scoring it.
+    """
+    teacher, per_token = first_teacher(run.recipe), 0.0
+    lines = []
+    for name, lists, epochs in (
+        ("teacher, training", teacher_lists(run), _epochs(run)),
+        ("teacher, scores for the student", student_lists(run), 1 / _TRAINING_COST),
+    ):
+        pairs = [pair for each in lists for pair in each.pairs]
+        if not pairs:
+            continue
+        data = pair_lists(teacher.tokenizer_json, [pairs], [[0.0] * len(pairs)], max_tokens=teacher.max_tokens)
+        tokens = int(data.tokens.lengths.sum())
+        per_token = per_token or _seconds_a_token(teacher, pairs)
+        minutes = _TRAINING_COST * epochs * tokens * per_token / 60
+        lines.append(
+            f"{name}: {len(lists):,} lists, {len(pairs):,} pairs of {tokens / len(pairs):.0f} tokens"
+            f"{f', {epochs:g} epochs' if epochs >= 1 else ''}: about {minutes:.0f} min here"
+        )
+    return tuple(lines)
+
+
+def _epochs(run: RankRun) -> float:
+    settings = run.recipe.teacher.fine_tune
+    return 0.0 if settings is None else settings.epochs
+
+
+def _seconds_a_token(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> float:
+    """The time of scoring, by token, of some pairs spread over all; the second time, since the first one is slow."""
+    chosen = list(pairs[:: max(1, len(pairs) // _PROBE_PAIRS)][:_PROBE_PAIRS])
+    whole = pair_lists(teacher.tokenizer_json, [chosen], [[0.0] * len(chosen)], max_tokens=teacher.max_tokens)
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        teacher.embeddings(chosen) if isinstance(teacher.network, MeanPooled) else teacher.logits(chosen)
+        seconds.append(time.perf_counter() - begun)
+    return seconds[-1] / int(whole.tokens.lengths.sum())
