@@ -14,8 +14,9 @@ from models.errors import RecipeInvalid
 from models.recipe.classify import ClassifyRecipe
 from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Recipe
+from models.recipe.rank import RankRecipe
 
-_KINDS: Mapping[str, type[Recipe]] = {"classify": ClassifyRecipe, "embed": EmbedRecipe}
+_KINDS: Mapping[str, type[Recipe]] = {"classify": ClassifyRecipe, "embed": EmbedRecipe, "rank": RankRecipe}
 
 
 def read_recipe(path: Path, *, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -5,17 +5,21 @@ from pathlib import Path
 from models.recipe.classify import classify_recipe
 from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Recipe
+from models.recipe.rank import RankRecipe
 from models.refresh import job
 from models.refresh.cache import StepCache
 from models.refresh.embed_job import refresh_embed, start_embed
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published
+from models.refresh.rank_job import check_rank, refresh_rank
 
 
 def check(recipe: Recipe, cache: StepCache, reporter: Reporter) -> None:
     """Read the recipe's data and say what they hold. Raises: OfflineError: recipe or data are wrong."""
     if isinstance(recipe, EmbedRecipe):
         start_embed(recipe, cache, reporter)
+    elif isinstance(recipe, RankRecipe):
+        check_rank(recipe, cache, reporter)
     else:
         job.start(classify_recipe(recipe), cache, reporter)
 
@@ -24,4 +28,6 @@ def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int, report
     """Make and publish a new version; see the job of the recipe's task."""
     if isinstance(recipe, EmbedRecipe):
         return refresh_embed(recipe, store=store, cache=cache, seeds=seeds, reporter=reporter)
+    if isinstance(recipe, RankRecipe):
+        return refresh_rank(recipe, store=store, cache=cache, seeds=seeds, reporter=reporter)
     return job.refresh(classify_recipe(recipe), store=store, cache=cache, seeds=seeds, reporter=reporter)
