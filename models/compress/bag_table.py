@@ -62,7 +62,8 @@ def _axis(node: onnx.NodeProto) -> int:
 
 def _int8_lookup(graph: onnx.GraphProto, node: onnx.NodeProto, rows: QuantisedRows) -> Iterator[onnx.NodeProto]:
     """The rows' levels as floats under the old name, and beside them their scales, float32 [B, 1, N]."""
-    table, places, output = *node.input, node.output[0]
+    table, places = node.input[0], node.input[1]
+    output = node.output[0]
     levels, scales, one = f"{table}/int8/levels", f"{table}/int8/scales", f"{table}/int8/one"
     graph.initializer.append(numpy_helper.from_array(rows.levels, levels))
     graph.initializer.append(numpy_helper.from_array(rows.scales[:, 0], scales))
@@ -74,6 +75,6 @@ def _int8_lookup(graph: onnx.GraphProto, node: onnx.NodeProto, rows: QuantisedRo
 
 
 def _scaled_sum(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    weights, rows = node.input
+    weights, rows = node.input[0], node.input[1]
     yield helper.make_node("Mul", [weights, f"{rows}/scales"], [f"{rows}/weights"])
     yield helper.make_node("MatMul", [f"{rows}/weights", rows], [node.output[0]], name=node.name)

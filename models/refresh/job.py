@@ -15,6 +15,7 @@ from models.export.bundle import finalise
 from models.export.provenance import make_provenance
 from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import FIRST_BACKEND
+from models.refresh.baseline import baseline_on
 from models.refresh.cache import StepCache
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
@@ -37,7 +38,7 @@ from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate, Provenance
 from service.store.store import Store
 
-CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
+CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,13 @@ def _tell_teacher(run: Run, teacher: Teacher) -> None:
     answers = teacher_labels(run, teacher, run.splits.dev)
     right = sum(row.label == answer for row, answer in zip(run.splits.dev, answers, strict=True))
     run.reporter.say(f"teacher: {right / len(answers):.2%} of {len(answers):,} dev rows right, in float32")
+    _tell_baseline(run, teacher, "dev")
+
+
+def _tell_baseline(run: Run, teacher: Teacher, split: str) -> None:
+    rows = getattr(run.splits, split)
+    found = baseline_on(run, split, rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+    run.reporter.say(f"baseline: {found.name}: {found.accuracy:.2%} of {found.rows:,} {split} rows right")
 
 
 def _candidate(run: Run, teacher: Teacher, transfer: Transfer) -> _Candidate:
@@ -230,6 +238,7 @@ def _gates(run: Run, teacher: Teacher, candidate: _Candidate) -> tuple[GateResul
     }
 
     def make(folder: Path) -> None:
+        _tell_baseline(run, teacher, "gate")
         gates = _judged(run, teacher, _assembled(run, teacher, candidate, folder / "bundle"))
         for gate in gates:
             passed = "passed" if gate.passed else "FAILED"
@@ -276,8 +285,15 @@ def _card(
         frontier=_frontier(bundle, run.recipe, texts_of(splits.test)),
         resplits=draw_again(bundle, run.recipe, split_a=splits.dev, split_b=splits.calibration, test=splits.test),
         seeds=tuple(seeds),
-        costs=tuple(receipt.line() for receipt in run.cache.receipts),
+        costs=_costs(run.cache),
+        baselines=(baseline_on(run, "test", rows_to_judge(splits.test, teacher_labels(run, teacher, splits.test))),),
     )
+
+
+def _costs(cache: StepCache) -> tuple[str, ...]:
+    """One line a step; of one that was asked for again, the first."""
+    first = {(receipt.step, receipt.digest): receipt for receipt in reversed(cache.receipts)}
+    return tuple(receipt.line() for receipt in cache.receipts if first[receipt.step, receipt.digest] is receipt)
 
 
 def _frontier(bundle: Bundle, recipe: ClassifyRecipe, texts: Sequence[str]) -> tuple[Timing, ...]:

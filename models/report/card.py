@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from models.evaluate.baseline import BaselineQuality
 from models.evaluate.company import CompanyCheck
 from models.evaluate.quality import StudentQuality
 from models.evaluate.resplits import ResplitSummary
@@ -59,6 +60,7 @@ class Card:
     frontier: speeds of exits and points of the default precision, for the plot.
     seeds: the same recipe with other seeds, this version's first.
     costs: what each step of the job cost, one line each.
+    baselines: what simpler systems reach on the same rows.
     """
 
     manifest: Manifest
@@ -75,6 +77,7 @@ class Card:
     speed: SpeedReport | None = None
     seeds: tuple[SeedResult, ...] = ()
     costs: tuple[str, ...] = ()
+    baselines: tuple[BaselineQuality, ...] = ()
 
 
 def write_card(card: Card, folder: Path) -> tuple[str, ...]:
@@ -207,6 +210,18 @@ def _teacher_table(card: Card) -> str:
     head = ["", "accuracy", "macro F1", "same label as the teacher", "retention", "95% interval"]
     first = card.qualities[0]
     rows = [["teacher", percent(first.teacher_accuracy), percent(first.teacher_macro_f1), "–", "1", "–"]]
+    for baseline in card.baselines:
+        kept = baseline.retention
+        rows.append(
+            [
+                f"baseline: {baseline.name}",
+                percent(baseline.accuracy),
+                percent(baseline.macro_f1),
+                percent(baseline.teacher_agreement),
+                "–" if kept is None else f"{kept.value:.4f}",
+                "–" if kept is None else f"{kept.low:.4f} to {kept.high:.4f}",
+            ]
+        )
     for quality in card.qualities:
         for setting in quality.settings:
             kept = setting.retention

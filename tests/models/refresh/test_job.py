@@ -63,6 +63,8 @@ def test_a_recipe_becomes_a_served_student(job: Job):
     assert "Other seeds" in card
     assert "gate: bytes" in said
     assert "dev rows right, in float32" in said
+    assert "baseline: TF-IDF + logistic regression: 100.00% of" in said
+    assert "| baseline: TF-IDF + logistic regression |" in card
     student = Student(bundle)
     outcome = student.run(student.encoder.encode(["where is my lost card"]), student.policy("default"))[0]
     assert manifest.labels[outcome.raw.argmax()] == "lost_card"
