@@ -75,11 +75,12 @@ def make_ranking_teacher(run: RankRun) -> Teacher:
     first, settings = first_teacher(recipe), recipe.teacher.fine_tune
     if settings is None:
         return first
+    lists, dev = teacher_lists(run), _spread(splits.dev, settings.dev_queries)
     inputs = {
         "step": TEACHER_STEP,
         "source": first.digest(),
         "settings": settings.model_dump(mode="json"),
-        "rows": {name: splits.digests[name] for name in ("train", "dev")},
+        "lists": digest_of_rankings(lists),
         "torch": str(torch.__version__),
     }
 
@@ -87,9 +88,9 @@ def make_ranking_teacher(run: RankRun) -> Teacher:
         with run.reporter.step("teacher") as progress:
             tuned = fine_tune_ranker(
                 recipe.teacher.source,
-                graded(teacher_lists(run)),
+                graded(lists),
                 settings,
-                dev=graded(_spread(run.splits.dev, settings.dev_queries)),
+                dev=graded(dev),
                 checkpoint=folder / _CHECKPOINT,
                 progress=progress,
             )

@@ -135,9 +135,13 @@ def _train(
     def loss(rows: Indices) -> Tensor:
         return _loss(list_scores(score, lists, rows), lists.table(rows, lists.grades), lists.mask(rows), settings)
 
-    def after_step(done: int) -> None:
-        if progress is not None and (done % per_epoch == 0 or done == len(batches)):
+    def look(done: int) -> None:
+        if progress is not None:
             progress(done, len(batches), f"dev accuracy at 1 {best_is_relevant(teacher, dev):.4f}")
+
+    def after_step(done: int) -> None:
+        if done % per_epoch == 0 and done < len(batches):
+            look(done)
 
     network.train()
     fit(
@@ -151,6 +155,7 @@ def _train(
         after_step=after_step,
     )
     network.eval()
+    look(len(batches))
 
 
 def _loss(scores: Tensor, grades: Tensor, mask: Tensor, settings: RankFineTune) -> Tensor:
