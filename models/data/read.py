@@ -18,6 +18,7 @@ from models.errors import DataInvalid
 from service.bundle.manifest import Task
 
 FIELDS = ("text", "text_pair", "label")
+_COLUMNS = (*FIELDS, "source", "score")
 R = TypeVar("R")
 
 
@@ -81,7 +82,8 @@ def read_texts(path: Path, *, sources: Sequence[str] = ()) -> list[SourcedText]:
 
     def checked(record: _Record) -> tuple[SourcedText, ...]:
         row = _row(record, path, FIELDS[:2], "optional")
-        source = str((record.fields or {}).get("source") or "")
+        named = (record.fields or {}).get("source")
+        source = "" if named is None else str(named)
         both = (row.text,) if row.text_pair is None else (row.text, row.text_pair)
         return tuple(SourcedText(text, source, str(path), record.line) for text in both)
 
@@ -113,6 +115,8 @@ def _score(fields: dict[str, Any]) -> float:
         raise _Bad("field 'score': missing")
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
+    except OverflowError as error:
+        raise _Bad("field 'score': must be a finite number") from error
     except (TypeError, ValueError) as error:
         raise _Bad(f"field 'score': must be a number, is {type(value).__name__}") from error
     if not math.isfinite(number):
@@ -194,7 +198,7 @@ def _csv(path: Path, lines: Iterable[bytes]) -> Iterator[_Record]:
 
 def _parquet(path: Path) -> Iterator[_Record]:
     try:
-        names = [name for name in pq.read_schema(path).names if name in FIELDS]
+        names = [name for name in pq.read_schema(path).names if name in _COLUMNS]
         if "text" not in names or len(set(names)) < len(names):
             raise DataInvalid(f"{path}: the columns must name each field once, 'text' among them")
         values = [_values(column) for column in pq.read_table(path, columns=names).columns]

@@ -22,7 +22,8 @@ from service.bundle.manifest import DataSource
 
 FEWEST_TEXTS = 32
 FEWEST_PAIRS = 10
-_WIDEST_JOIN_SEED = 7
+FEWEST_NEIGHBOURS = 10
+_JOIN_SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class NeighbourRows:
 class EmbedSplits:
     """The texts and pairs of a refresh, in file order.
 
-    Invariant: no text of `train` has the words of one in `gate`, `dev`, `test` or `neighbours.test`.
+    Invariant: no text of `train`, joined or not, has the words of one in `gate`, `dev`, `test` or `neighbours.test`.
     `notes` say what was taken out; neither they nor `sources` hold a path.
     """
 
@@ -64,15 +65,17 @@ def prepare_texts(recipe: EmbedRecipe) -> EmbedSplits:
 
     Raises:
         RecipeInvalid: one file in two roles.
-        DataInvalid: a bad line; too few texts or pairs; scores that are all the same.
+        DataInvalid: a bad line; too few texts, pairs or neighbours; scores that are all the same.
     """
     data = recipe.data
     pairs = {role: _pairs(role, Path(getattr(data, role))) for role in ("dev", "test")}
     neighbours = None if data.neighbours is None else _neighbours(data.neighbours.fit, data.neighbours.test)
     read = [read_texts(Path(each.file), sources=each.sources) for each in data.texts]
+    sources = _sources(data, read, pairs, neighbours)
     notes: list[str] = []
-    train, gate = _cut(read, data, _barred(pairs, neighbours), notes)
-    joined = _joined(train, data)
+    barred = _barred(pairs, neighbours)
+    train, gate = _cut(read, data, barred, notes)
+    joined = _joined(train, data, barred | {_key(each.text) for each in gate})
     if joined:
         notes.append(f"{len(joined):,} rows made of 2 to {data.join_at_most} neighbouring texts of one source")
     return EmbedSplits(
@@ -82,7 +85,7 @@ def prepare_texts(recipe: EmbedRecipe) -> EmbedSplits:
         test=tuple(pairs["test"]),
         neighbours=neighbours,
         notes=tuple(notes),
-        sources=_sources(data, read, pairs, neighbours),
+        sources=sources,
     )
 
 
@@ -102,6 +105,8 @@ def _neighbours(fit: str, test: str) -> NeighbourRows:
     for each in (*rows.fit[:1], *rows.test[:1]):
         if each.text_pair is not None:
             raise DataInvalid(f"{each.file}:{each.line}: field 'text_pair': neighbours are single texts")
+    if len(rows.fit) < FEWEST_NEIGHBOURS:
+        raise DataInvalid(f"{fit}: data.neighbours.fit: {len(rows.fit)} rows; at least {FEWEST_NEIGHBOURS}")
     return rows
 
 
@@ -142,18 +147,22 @@ def _cut(
     return train, gate
 
 
-def _joined(train: Sequence[SourcedText], data: EmbedData) -> list[str]:
-    """Long rows, each of neighbouring texts of one source; which ones is decided by the texts alone."""
+def _joined(train: Sequence[SourcedText], data: EmbedData, held_out: set[str]) -> list[str]:
+    """Long rows, each of neighbouring texts of one source; which ones is decided by the texts alone.
+
+    One that has the words of a held-out text is left out.
+    """
     wanted = round(data.joined * len(train))
     if not wanted:
         return []
     ordered = sorted(train, key=lambda each: each.source)  # stable: file order inside a source
-    random = np.random.default_rng(_WIDEST_JOIN_SEED)
+    random = np.random.default_rng(_JOIN_SEED)
     begins = random.integers(0, len(ordered) - 1, wanted)
     counts = random.integers(2, data.join_at_most + 1, wanted)
     runs = (ordered[begin : begin + count] for begin, count in zip(begins, counts, strict=True))
     alike = ([each.text for each in run if each.source == run[0].source] for run in runs)
-    return [" ".join(texts) for texts in alike if len(texts) > 1]
+    rows = [" ".join(texts) for texts in alike if len(texts) > 1]
+    return [row for row in rows if _key(row) not in held_out]
 
 
 def _sources(

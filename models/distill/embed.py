@@ -114,7 +114,7 @@ def _term(ours: Tensor, theirs: Tensor, objective: EmbedObjective) -> Tensor:
         return objective.cosine.weight * cosine_distance(ours, theirs).mean()
     assert objective.similarities is not None
     if len(ours) < 2:
-        return torch.zeros(())
+        return ours.sum() * 0  # subtle: of the graph still, since this may be the only term of a last, short batch
     temperature = objective.similarities.temperature
     return objective.similarities.weight * similarity_kl(ours, theirs, temperature=temperature).mean()
 

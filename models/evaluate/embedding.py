@@ -3,6 +3,7 @@
 N texts or pairs, D dimensions of the student, E of the teacher.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,8 +117,12 @@ def pair_quality(
     for name, values in cosines.items():
         value = correlation(values, scores)
         low, high = _interval(values, scores, seed=seed)
-        found.append(PairQuality(name, value, low, high, value / full, value / reference))
+        found.append(PairQuality(name, value, low, high, _ratio(value, full), _ratio(value, reference)))
     return reference, tuple(found)
+
+
+def _ratio(value: float, whole: float) -> float:
+    return value / whole if whole else math.nan
 
 
 def _forms(vectors: Matrix, prefixes: Sequence[int]) -> Mapping[str, Matrix]:
@@ -140,7 +145,9 @@ def _pair_cosines(vectors: Matrix) -> npt.NDArray[np.float64]:
 
 
 def correlation(values: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> float:
-    """Spearman's rank correlation, in [-1, 1]."""
+    """Spearman's rank correlation, in [-1, 1]; NaN where either side is all the same."""
+    if np.ptp(values) == 0 or np.ptp(scores) == 0:
+        return math.nan
     return float(spearmanr(values, scores).statistic)
 
 
@@ -148,7 +155,10 @@ def _interval(values: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], 
     random = np.random.default_rng(seed)
     draws = (random.integers(0, len(scores), len(scores)) for _ in range(RESAMPLES))
     found = [correlation(values[rows], scores[rows]) for rows in draws]
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    known = [value for value in found if not math.isnan(value)]
+    if not known:
+        return math.nan, math.nan
+    low, high = np.percentile(known, [2.5, 97.5])
     return float(low), float(high)
 
 

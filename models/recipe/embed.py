@@ -33,7 +33,7 @@ def _as_text_file(value: Any) -> Any:
 class EmbedData(Part):
     """Texts to learn from, and pairs with scores to judge by.
 
-    `joined`: rows made of two to `join_at_most` neighbouring texts of one file, as a share of the texts, so that
+    `joined`: rows made of two to `join_at_most` neighbouring texts of one source, as a share of the texts, so that
     long inputs are learned too. `gate` is cut from the texts.
     """
 
@@ -100,7 +100,7 @@ class EmbedObjective(Part):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
+        if (self.cosine is None) == (self.similarities is None):
             raise ValueError("an objective has exactly one of cosine, similarities")
         return self
 
@@ -129,6 +129,12 @@ class EmbedDistil(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warm_up: Share = 0.06
     average: Literal["none", "swa", "ema"] = "ema"
+
+    @model_validator(mode="after")
+    def _each_prefix_once(self) -> Self:
+        if len({prefix.dimensions for prefix in self.prefixes}) < len(self.prefixes):
+            raise ValueError("prefixes must name each length once")
+        return self
 
 
 class EmbedGates(Part):

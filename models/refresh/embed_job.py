@@ -34,7 +34,14 @@ from models.export.stages import ExportedStage, export_stages
 from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Int8
 from models.refresh.cache import StepCache
-from models.refresh.embed_training import EmbedRun, TrainedEmbedder, embed_teacher, make_embedder, unit_vectors
+from models.refresh.embed_training import (
+    EmbedRun,
+    TrainedEmbedder,
+    check_shape,
+    embed_teacher,
+    make_embedder,
+    unit_vectors,
+)
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.report.card import GateResult
@@ -42,7 +49,7 @@ from models.report.embed_card import EmbedCard, EmbedSeed, quality_for_manifest,
 from models.teachers.teacher import Matrix, Teacher
 from models.teachers.tokens import tokenise
 from service.bundle.load import Bundle, load_bundle
-from service.bundle.manifest import Exit
+from service.bundle.manifest import Exit, Provenance
 from service.runtime.student import Student
 from service.store.store import Store
 
@@ -88,6 +95,7 @@ def refresh_embed(
     """
     run = start_embed(recipe, cache, reporter)
     teacher = embed_teacher(recipe)
+    check_shape(recipe, teacher)
     draft = _draft(run, teacher)
     gates = _gates(run, teacher, draft)
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
@@ -179,15 +187,20 @@ def _parts(
         # stored vectors of one are not those of the other
         space_id=f"{recipe.name}-{trained.folder.name}",
         embedding_dimensions=len(trained.turned),
-        provenance=make_provenance(
-            "refresh",
-            teacher=teacher_name(recipe, teacher),
-            recipe_sha256=recipe.digest(),
-            recipe=recipe.written,
-            data=run.splits.sources,
-            notes=recipe.notes,
-        ),
+        provenance=_provenance(run, teacher),
         golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
+    )
+
+
+def _provenance(run: EmbedRun, teacher: Teacher) -> Provenance:
+    recipe = run.recipe
+    return make_provenance(
+        "refresh",
+        teacher=teacher_name(recipe, teacher),
+        recipe_sha256=recipe.digest(),
+        recipe=recipe.written,
+        data=run.splits.sources,
+        notes=recipe.notes,
     )
 
 
@@ -320,6 +333,7 @@ def _version(
         "gates": [asdict(gate) for gate in gates],
         "seeds": [asdict(seed) for seed in others],
         "test": run.splits.digests()["test"],
+        "files": [source.sha256 for source in run.splits.sources],
         "recipe": run.recipe.digest(),
     }
 
@@ -327,11 +341,13 @@ def _version(
         with run.reporter.step("test"):
             qualities = _on_test(run, teacher, draft)
         seeds = (EmbedSeed.of(run.recipe.seed, qualities[0]), *others)
-        bundle = load_bundle(draft.bundle)
-        write_embed_card(_card(run, teacher, draft, bundle, gates, qualities, seeds), folder / "card")
         shutil.rmtree(folder / "bundle", ignore_errors=True)
         shutil.copytree(draft.bundle, folder / "bundle")
-        finalise(folder / "bundle", quality=quality_for_manifest(qualities), card_dir=folder / "card")
+        # subtle: the draft's own may be of an earlier recipe with the same student
+        bundle = finalise(folder / "bundle", provenance=_provenance(run, teacher))
+        write_embed_card(_card(run, teacher, draft, bundle, gates, qualities, seeds), folder / "card")
+        quality = quality_for_manifest(qualities)
+        finalise(folder / "bundle", quality=quality, card_dir=folder / "card")
 
     return run.cache.run("version", inputs, make) / "bundle"
 

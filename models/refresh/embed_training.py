@@ -1,6 +1,7 @@
 """The training steps of an embed refresh: the teacher's vectors, the student. Each is cached by what it depends on."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models.data.texts import EmbedSplits
 from models.distill.embed import EmbedTransfer, distil_embedder, rotation
+from models.errors import RecipeInvalid, TeacherInvalid
 from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import digest_of
 from models.refresh.cache import StepCache
@@ -56,10 +58,31 @@ def embed_teacher(recipe: EmbedRecipe) -> Teacher:
     return load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
 
 
-def unit_vectors(teacher: Teacher, texts: list[str]) -> Matrix:
-    """The teacher's embeddings of `texts`, float32 [N, D], unit length. Raises: TeacherInvalid: one is not finite."""
+def check_shape(recipe: EmbedRecipe, teacher: Teacher) -> None:
+    """Make the student once with two tokens, so that a shape that does not fit is refused before anything is made.
+
+    Raises: RecipeInvalid: a prefix as long as the embedding, or as `new_embedder` does.
+    """
+    width = int(teacher.config.hidden_size)
+    for prefix in recipe.distil.prefixes:
+        if prefix.dimensions >= width:
+            raise RecipeInvalid(f"distil.prefixes: {prefix.dimensions} is not below the embedding's {width} dimensions")
+    two = Trimmed(teacher.tokenizer_json, np.arange(2))
+    new_embedder(recipe.student, trimmed=two, teacher=teacher, turned=np.eye(width, dtype=np.float32), seed=recipe.seed)
+
+
+def unit_vectors(teacher: Teacher, texts: Sequence[str]) -> Matrix:
+    """The teacher's embeddings of `texts`, float32 [N, D], unit length.
+
+    Raises: TeacherInvalid: one is not finite, or has no direction (the message holds the text's beginning).
+    """
     vectors = teacher.embeddings(texts)
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero(~((lengths > 0) & np.isfinite(lengths)))
+    if len(bad):
+        raise TeacherInvalid(f"the teacher's embedding is not finite, or zero, for the text {texts[bad[0]][:60]!r}")
+    return np.asarray(vectors / lengths, np.float32)
 
 
 def make_vectors(run: EmbedRun, teacher: Teacher) -> npt.NDArray[np.float16]:
@@ -93,11 +116,11 @@ def make_embedder(run: EmbedRun, teacher: Teacher) -> TrainedEmbedder:
     }
 
     def make(folder: Path) -> None:
-        targets = make_vectors(run, teacher)
         settings, distil = recipe.student, recipe.distil
         trimmed = untrimmed(teacher.tokenizer_json)
         if settings.vocabulary == "trimmed":
             trimmed = trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
+        targets = make_vectors(run, teacher)
         prefixes = [prefix.dimensions for prefix in distil.prefixes] if distil.rotate else []
         turned = rotation(targets, prefixes, seed=recipe.seed)
         student = new_embedder(settings, trimmed=trimmed, teacher=teacher, turned=turned, seed=recipe.seed)

@@ -12,8 +12,8 @@ from models.report.plots import plot_forms
 from service.bundle.manifest import ExitShares, Manifest, Quality
 
 _LIMITS = """\
-- The correlation is with people's scores on one public test file of English sentence pairs; other texts, tasks and
-  languages may go otherwise. Texts much longer than the training texts were hardly seen.
+- The correlation is with people's scores on the one test file named under Data; other texts, tasks and languages may
+  go otherwise. Texts much longer than the training texts were hardly seen.
 - The vectors live in a space of their own, named by the manifest's `space_id`: vectors of another version, or of the
   teacher, must not be compared with them.
 - Cosines are not probabilities, and the same cosine need not mean the same in another space.

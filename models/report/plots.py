@@ -47,9 +47,10 @@ def plot_forms(path: Path, quality: EmbedQuality) -> None:
     figure = Figure(figsize=_SIZE)
     panel = figure.subplots()
     values = [form.spearman for form in quality.forms]
+    # subtle: a bootstrap interval of few pairs need not hold the value itself
     spans = [
-        [v - f.low for v, f in zip(values, quality.forms, strict=True)],
-        [f.high - f.spearman for f in quality.forms],
+        [max(0.0, form.spearman - form.low) for form in quality.forms],
+        [max(0.0, form.high - form.spearman) for form in quality.forms],
     ]
     panel.errorbar([form.form for form in quality.forms], values, yerr=spans, fmt="o", color=_COLOURS[0], capsize=4)
     panel.axhline(quality.teacher, color="black", linewidth=0.8, linestyle="--", label="teacher")

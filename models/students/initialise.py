@@ -133,10 +133,10 @@ def from_teacher_layers(
 
     Args:
         student: as wide as the teacher, its heads as wide as the teacher's.
-        teacher_heads: the teacher's number of heads; None: the student's.
         state: the teacher encoder's weights by their Hugging Face names.
         layers: for each student layer the teacher's (0 is the first).
-    Raises: RecipeInvalid: another width, or no such layer.
+        teacher_heads: the teacher's number of heads; None: the student's.
+    Raises: RecipeInvalid: another width, no such layer, more heads or neurons than the teacher's, or wider ones.
     """
     for place, number in enumerate(layers):
         prefix = f"encoder.layer.{number}."
@@ -151,7 +151,7 @@ def from_teacher_layers(
 
 
 def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teacher_heads: int) -> None:
-    kept = _largest_heads(layer, state, prefix, teacher_heads)
+    rows = _largest_heads(layer, state, prefix, teacher_heads)
     for ours, theirs in _NAMES.items():
         if ours.endswith("norm"):
             _copy_norm(layer.get_submodule(ours), state, prefix + theirs)
@@ -159,8 +159,8 @@ def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teach
         part = layer.get_submodule(ours)
         assert isinstance(part, nn.Linear)
         weight, bias = state[f"{prefix}{theirs}.weight"], state[f"{prefix}{theirs}.bias"]
-        part.weight.copy_(weight[:, kept] if ours == "output" else weight[kept])
-        part.bias.copy_(bias if ours == "output" else bias[kept])
+        part.weight.copy_(weight[:, rows] if ours == "output" else weight[rows])
+        part.bias.copy_(bias if ours == "output" else bias[rows])
     up, down = state[f"{prefix}intermediate.dense.weight"], state[f"{prefix}output.dense.weight"]
     if layer.up.out_features > len(up):
         raise RecipeInvalid(f"student.feed_forward: more than the teacher's {len(up)}")
