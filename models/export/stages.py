@@ -131,15 +131,21 @@ def _hidden_width(module: nn.Module) -> int:
     return int(getattr(config, "hidden", 0)) or next(iter(norms + linears), 1)
 
 
-def _sample(module: Any, shape: tuple[int, int], hidden: int, *, seed: int) -> tuple[Tensor, ...]:
-    """Random inputs for a stage: ids within its largest table, states, and masks with padding on the right."""
-    draw = torch.Generator().manual_seed(seed)
+def _vocabulary(module: nn.Module) -> int:
+    """How many ids a stage knows: as its config says or, failing that, the rows of its largest table."""
     tables = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
+    config = getattr(module, "config", None)
+    return int(getattr(config, "vocabulary", 0)) or max(tables, default=1)
+
+
+def _sample(module: Any, shape: tuple[int, int], hidden: int, *, seed: int) -> tuple[Tensor, ...]:
+    """Random inputs for a stage: ids of its vocabulary, states, and masks with padding on the right."""
+    draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, shape[1] + 1, (shape[0],), generator=draw)
     lengths[0] = shape[1]
     mask = (torch.arange(shape[1])[None, :] < lengths[:, None]).to(torch.int64)
     made = {
-        "input_ids": torch.randint(0, max(tables, default=1), shape, generator=draw),
+        "input_ids": torch.randint(0, _vocabulary(module), shape, generator=draw),
         "hidden": torch.randn((*shape, hidden), generator=draw),
         "attention_mask": mask,
         "token_type_ids": torch.randint(0, 2, shape, generator=draw),

@@ -8,12 +8,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from models.compress.bag_table import quantise_bag_table
 from models.compress.int8 import Int8Settings
 from models.compress.pipeline import quantise_stages
 from models.compress.token_table import quantise_token_table
 from models.export.bundle import BundleParts, write_draft
 from models.export.stages import export_stages
+from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.ngram import NgramConfig, next_prime
+from models.students.student import Student, exit_names
 from service.bundle.manifest import Exit, Provenance
 from service.runtime.encode import Encoder, pad
 from service.store.store import Store
@@ -68,34 +72,74 @@ def tokenizer_json(tmp_path_factory: pytest.TempPathFactory, build_bundle: Build
 
 
 @pytest.fixture(scope="session")
+def cascade(student: EncoderStudent) -> CascadeStudent:
+    """A bag of n-grams before the student's own encoder."""
+    torch.manual_seed(12)
+    shape = NgramConfig(
+        vocabulary=student.config.vocabulary,
+        width=len(LABELS),
+        orders=3,
+        buckets=next_prime(500),
+        rows=16,
+        hidden=16,
+        max_tokens=24,
+        markers=(2, 3),
+    )
+    made = CascadeStudent(CascadeConfig(shape, student.config))
+    made.encoder.load_state_dict(student.state_dict())
+    torch.nn.init.normal_(made.ngram.table)
+    torch.nn.init.normal_(made.ngram.head.logits.weight, std=0.7)
+    with torch.no_grad():
+        made.ngram.table[made.ngram.is_marker] = 0.0
+    return made.eval()
+
+
+@pytest.fixture(scope="session")
 def published(student: EncoderStudent, tokenizer_json: bytes, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store in which version 1 of `tiny` is in production; read only."""
-    work = tmp_path_factory.mktemp("work")
+    return publish("tiny", student, tokenizer_json, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def published_cascade(
+    cascade: CascadeStudent, tokenizer_json: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """A store in which version 1 of `cascade` and of `ngram` (its bag alone) are in production; read only."""
+    place = tmp_path_factory.mktemp("cascade")
+    publish("ngram", cascade.ngram, tokenizer_json, place)
+    return publish("cascade", cascade, tokenizer_json, place)
+
+
+def publish(name: str, student: Student, tokenizer_json: bytes, place: Path) -> Store:
+    """Export in both precisions, and publish in a store at `place`."""
+    work = place / name
     exported = export_stages(student.stages(), work / "graphs")
-    first = exported[0].path
-    onnx.save(quantise_token_table(onnx.load(first)), first)
+    for each in exported:
+        if "input_ids" in each.stage.inputs.values():
+            onnx.save(quantise_bag_table(quantise_token_table(onnx.load(each.path))), each.path)
     stages = tuple(item.stage for item in exported)
     fp32 = {item.stage.id: item.path for item in exported}
     int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
     encoded = Encoder(tokenizer_json, max_tokens=24, pad_id=0).encode(sentences(128, seed=1))
     batches = [pad(encoded[at : at + 16], pad_id=0) for at in range(0, 128, 16)]
     quantise_stages(stages, fp32=fp32, int8=int8, batches=batches, settings=Int8Settings())
+    names = ("layer-0", "layer-2", "layer-4") if name == "tiny" else exit_names(student)
     parts = BundleParts(
-        name="tiny",
+        name=name,
         task="classify",
         labels=LABELS,
         max_tokens=24,
         tokenizer_json=tokenizer_json,
         stages=stages,
         exits=tuple(
-            Exit(id=f"layer-{layer}", stage=stage.id, output="logits", depth=depth)
-            for layer, stage, depth in zip((0, 2, 4), stages, student.depths(), strict=True)
+            Exit(id=leave, stage=stage.id, output="logits", depth=depth)
+            for leave, stage, depth in zip(names, stages, student.depths(), strict=True)
         ),
         graphs={"fp32": fp32, "int8": int8},
         default_precision="int8",
         provenance=Provenance(made_by="test", created="2025-01-01T00:00:00Z"),
     )
     draft = write_draft(work / "draft", parts)
-    store = Store(tmp_path_factory.mktemp("store"))
-    assert store.publish(draft.path, name="tiny", alias="production") == 1
+    store = Store(place / "store")
+    assert store.publish(draft.path, name=name, alias="production") == 1
     return store

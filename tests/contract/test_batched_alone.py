@@ -47,19 +47,25 @@ def scores(student: Student, batch: Sequence[Encoded], *, length: int | None = N
 
 @pytest.fixture(scope="module")
 def bundles(
-    published: Store, build_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    published: Store,
+    published_cascade: Store,
+    build_bundle: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Bundle]:
-    """A transformer with three exits, a toy with two, a toy that takes pairs, and an embedder."""
+    """A transformer with three exits, a bag of n-grams alone and before that transformer, a toy with two exits, a toy
+    that takes pairs, and an embedder."""
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "tiny": published.open("tiny", 1),
+        "ngram": published_cascade.open("ngram", 1),
+        "cascade": published_cascade.open("cascade", 1),
         "toy": load_bundle(build_bundle(folder / "toy")),
         "pairs": load_bundle(build_bundle(folder / "pairs", pairs="joint")),
         "embed": load_bundle(build_bundle(folder / "embed", task="embed")),
     }
 
 
-@pytest.fixture(scope="module", params=["tiny", "toy", "pairs", "embed"])
+@pytest.fixture(scope="module", params=["tiny", "ngram", "cascade", "toy", "pairs", "embed"])
 def bundle(bundles: dict[str, Bundle], request: pytest.FixtureRequest) -> Bundle:
     return bundles[request.param]
 

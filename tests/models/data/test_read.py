@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.data.read import read_rankings, read_rows
-from models.data.rows import LabelledPassage, RankRow, Row
+from models.data.read import read_rankings, read_rows, read_scored_pairs, read_texts
+from models.data.rows import LabelledPassage, RankRow, Row, ScoredPair, SourcedText
 from models.errors import DataInvalid
 
 GOOD = '{"text": "fine", "label": "x"}\n'
@@ -279,3 +279,91 @@ def test_bad_rankings(row: str, problem: str, tmp_path: Path) -> None:
 def test_rankings_are_read_from_jsonl(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match=r"read from \.jsonl"):
         read_rankings(tmp_path / "rows.csv")
+
+
+SCORED = [{"text": "a", "text_pair": "b", "score": 4.5}, {"text": "c", "text_pair": "d", "score": 0}]
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz", "pairs.csv", "pairs.parquet"])
+def test_scored_pairs_of_every_format(tmp_path: Path, name: str) -> None:
+    if name.endswith("parquet"):
+        path = parquet(tmp_path / name, text=["a", "c"], text_pair=["b", "d"], score=[4.5, 0.0])
+    else:
+        jsonl = "".join(json.dumps(row) + "\n" for row in SCORED)
+        path = write(tmp_path / name, "text,text_pair,score\na,b,4.5\nc,d,0\n" if ".csv" in name else jsonl)
+    first = 2 if ".csv" in name else 1
+    assert read_scored_pairs(path) == [
+        ScoredPair("a", "b", 4.5, str(path), first),
+        ScoredPair("c", "d", 0.0, str(path), first + 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('{"text": "a", "text_pair": "b"}', "field 'score': missing"),
+        ('{"text": "a", "text_pair": "b", "score": null}', "field 'score': missing"),
+        ('{"text": "a", "text_pair": "b", "score": NaN}', "field 'score': must be a finite number"),
+        ('{"text": "a", "text_pair": "b", "score": -Infinity}', "field 'score': must be a finite number"),
+        ('{"text": "a", "text_pair": "b", "score": 1e999}', "field 'score': must be a finite number"),
+        (f'{{"text": "a", "text_pair": "b", "score": 1{"0" * 400}}}', "field 'score': must be a finite number"),
+        ('{"text": "a", "text_pair": "b", "score": true}', "field 'score': must be a finite number"),
+        ('{"text": "a", "text_pair": "b", "score": "high"}', "field 'score': must be a number, is str"),
+        ('{"text": "a", "text_pair": "b", "score": [1]}', "field 'score': must be a number, is list"),
+        ('{"text": "a", "score": 1}', "field 'text_pair': missing"),
+        ('{"text": "a", "text_pair": " ", "score": 1}', "field 'text_pair': is empty"),
+        ('{"text_pair": "b", "score": 1}', "field 'text': missing"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_bad_scored_pairs(row: str, problem: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", json.dumps(SCORED[0]) + "\n" + row + "\n")
+    with pytest.raises(DataInvalid, match=re.escape(f"pairs.jsonl:2: {problem}")):
+        read_scored_pairs(path)
+
+
+def test_bad_pairs_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.csv", "text,text_pair,score\na,b,x\na,b,\na,b,1\n")
+    with pytest.raises(DataInvalid, match=r"pairs.csv:2: field 'score': must be a number, is str \(and 1 more\)$"):
+        read_scored_pairs(path)
+
+
+SOURCED = [{"text": "a", "source": "x"}, {"text": "b", "text_pair": "c", "source": "y"}, {"text": "d"}]
+
+
+def test_texts_are_those_of_rows_and_of_both_sides_of_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", "".join(json.dumps(row) + "\n" for row in SOURCED))
+    assert read_texts(path) == [
+        SourcedText("a", "x", str(path), 1),
+        SourcedText("b", "y", str(path), 2),
+        SourcedText("c", "y", str(path), 2),
+        SourcedText("d", "", str(path), 3),
+    ]
+    assert [text.text for text in read_texts(path, sources=("y",))] == ["b", "c"]
+    assert [text.text for text in read_texts(path, sources=("y", "x"))] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["texts.csv", "texts.parquet"])
+def test_sources_are_read_from_every_format(tmp_path: Path, name: str) -> None:
+    if name.endswith("csv"):
+        path = write(tmp_path / name, "source,text\nx,a\ny,b\n")
+    else:
+        path = parquet(tmp_path / name, source=["x", "y"], text=["a", "b"])
+    assert [text.text for text in read_texts(path, sources=("y",))] == ["b"]
+
+
+def test_a_source_may_be_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", '{"text": "a", "source": 0}\n{"text": "b", "source": 1}\n')
+    assert [text.text for text in read_texts(path, sources=("0",))] == ["a"]
+
+
+def test_a_source_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", '{"text": "a", "source": "x"}\n')
+    with pytest.raises(DataInvalid, match=r"texts.jsonl: no row has a 'source' of y, z$"):
+        read_texts(path, sources=("y", "z"))
+
+
+def test_a_bad_text_is_named_though_its_source_is_not_wanted(tmp_path: Path) -> None:
+    path = write(tmp_path / "texts.jsonl", '{"text": "a", "source": "x"}\n{"text": 3, "source": "y"}\n')
+    with pytest.raises(DataInvalid, match=r"texts.jsonl:2: field 'text': must be a string, is int$"):
+        read_texts(path, sources=("x",))

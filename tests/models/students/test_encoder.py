@@ -27,6 +27,8 @@ SHAPES = {
     "local features": replace(CONFIG, local_features=12),
     "gelu": replace(CONFIG, activation="gelu"),
     "dropout": replace(CONFIG, dropout=0.5),
+    "narrow attention": replace(CONFIG, heads=3, attention_width=12),
+    "wide attention": replace(CONFIG, attention_width=40),
 }
 
 
@@ -126,3 +128,51 @@ def test_gradients_reach_every_parameter():
     model = student(SHAPES["local features"])
     sum(logits.sum() for logits in model(*batch()).exits).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_heads_share_the_attentions_own_width():
+    config = replace(CONFIG, heads=3, attention_width=12)
+    outputs = student(config)(*batch())
+    layer = student(config).layers[0]
+    assert (layer.width, tuple(layer.query.weight.shape), tuple(layer.output.weight.shape)) == (4, (12, 16), (16, 12))
+    assert tuple(outputs.attention[0].shape) == (3, 3, 9, 9)
+    assert tuple(outputs.hidden[-1].shape) == (3, 9, 16)
+
+
+def test_attention_as_wide_as_hidden_is_the_plain_layer():
+    plain, named = student(), student(replace(CONFIG, attention_width=16))
+    for ours, theirs in zip(named(*batch()).exits, plain(*batch()).exits, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_multiply_adds_count_the_attentions_width():
+    """By the sizes of the matrices: every weight of a layer once a token, and both products of the attention."""
+    for width in (None, 12, 40):
+        config = replace(CONFIG, heads=4, attention_width=width, exits=(4,))
+        (stage,) = student(config).stages()
+        weights = sum(p.numel() for name, p in stage.layers.named_parameters() if p.ndim == 2)
+        products = 4 * 2 * 7 * (width or 16)
+        assert stage.multiply_adds(7) == 7 * (weights + products) + stage.exit.multiply_adds(7)
+
+
+EMBEDDER = replace(CONFIG, output="embedding", exits=(4,), width=6)
+
+
+def test_an_embedding_is_the_mean_state_mapped_once():
+    model = student(EMBEDDER)
+    ids, mask = batch()
+    outputs = model(ids, mask)
+    last, head = outputs.hidden[-1], model.exit_head(0).embedding
+    for row in range(3):
+        mean = last[row, : int(mask[row].sum())].mean(0)
+        torch.testing.assert_close(outputs.exits[0][row], head(mean), atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedding_depends_neither_on_company_nor_on_padding():
+    model = student(replace(EMBEDDER, heads=1, attention_width=4))
+    ids, mask = batch()
+    together = model(ids, mask).exits[0]
+    for row in range(3):
+        length = int(mask[row].sum())
+        alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length]).exits[0]
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)

@@ -137,8 +137,52 @@ def test_embeddings_that_do_not_fit_are_refused(state, config, whole, message):
         (CONFIG, (0, 4), "no layer 4"),
         (replace(CONFIG, hidden=8), (0, 1), "to be the teacher's"),
         (replace(CONFIG, feed_forward=64), (0, 1), "more than the teacher's 32"),
+        (replace(CONFIG, attention_width=8), (0, 1), "student.heads: 2 of width 4 from the teacher's 2 of width 8"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(state, config, layers, message):
     with pytest.raises(RecipeInvalid, match=message):
         from_teacher_layers(EncoderStudent(config), state, layers)
+
+
+def sizes_of_heads(state, number: int) -> torch.Tensor:
+    """float32 [2], how much each of the teacher's heads can write into its layer's output."""
+    value = state[f"encoder.layer.{number}.attention.self.value.weight"]
+    output = state[f"encoder.layer.{number}.attention.output.dense.weight"]
+    return torch.stack([(value[at : at + 8].norm(dim=1) * output[:, at : at + 8].norm(dim=0)).sum() for at in (0, 8)])
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_largest_head_is_kept_whole(state, number):
+    student = EncoderStudent(replace(CONFIG, heads=1, attention_width=8, layers=1, exits=(1,)))
+    from_teacher_layers(student, state, (number,), teacher_heads=2)
+    best = int(sizes_of_heads(state, number).argmax())
+    rows, layer, of = slice(8 * best, 8 * best + 8), student.layers[0], f"encoder.layer.{number}.attention"
+    for part in ("query", "key", "value"):
+        torch.testing.assert_close(getattr(layer, part).weight, state[f"{of}.self.{part}.weight"][rows])
+        torch.testing.assert_close(getattr(layer, part).bias, state[f"{of}.self.{part}.bias"][rows])
+    torch.testing.assert_close(layer.output.weight, state[f"{of}.output.dense.weight"][:, rows])
+    torch.testing.assert_close(layer.output.bias, state[f"{of}.output.dense.bias"])
+
+
+def test_a_head_that_writes_nothing_is_not_missed(teacher, state):
+    """The second of two heads silenced, the student has the first alone: it computes what the teacher does."""
+    silenced = dict(state)
+    for number in range(2):
+        weight = state[f"encoder.layer.{number}.attention.output.dense.weight"].clone()
+        weight[:, 8:] = 0
+        silenced[f"encoder.layer.{number}.attention.output.dense.weight"] = weight
+    whole, pruned = EncoderStudent(CONFIG).eval(), EncoderStudent(replace(CONFIG, heads=1, attention_width=8)).eval()
+    ids, mask = torch.tensor([[1, 5, 6, 2], [3, 9, 4, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    for student in (whole, pruned):
+        from_teacher_embeddings(student, silenced, KEPT, whole=True)
+        from_teacher_layers(student, silenced, (0, 1), teacher_heads=2)
+    with torch.no_grad():
+        for ours, theirs in zip(pruned(ids, mask).hidden, whole(ids, mask).hidden, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_more_heads_than_the_teachers_are_refused(state):
+    student = EncoderStudent(replace(CONFIG, heads=3, attention_width=24))
+    with pytest.raises(RecipeInvalid, match="3 of width 8 from the teacher's 2 of width 8"):
+        from_teacher_layers(student, state, (0, 1), teacher_heads=2)
