@@ -8,14 +8,15 @@ Where a row of the training file goes is a function of its words alone (not of t
 
 Each interval grows from its own fixed end, so a changed share moves rows between train and that split only.
 Rows with the same words (they differ in case, space or punctuation) are one group; a held-out split keeps the longest
-of it. With `parts: substrings` only whole texts (their words are no run of another row's) of at least three words are
-held out, and a row whose words are a run of a held-out text's is in no split.
+of it. With `parts: first-text` the key is that of a pair's first text. With `parts: substrings` only whole texts
+(their words are no run of another row's) of at least three words are held out, and a row whose words are a run of a
+held-out text's is in no split.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from models.data.read import read_rows, read_texts
 from models.data.rows import Row, group_key, row_key, words
 from models.errors import DataInvalid, DataLeak, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe, Data
-from models.recipe.parts import Cut
+from models.recipe.parts import Cut, RowsFile, files_of
 from service.bundle.manifest import DataSource
 
 SALT = "understudy-split-1"
@@ -108,7 +109,8 @@ def split_sources(splits: Splits) -> tuple[DataSource, ...]:
     The roles are "dev rows", "calibration rows" and "gate rows".
     """
     files = {source.role: source for source in splits.sources}
-    named = {"dev": files.get("dev", files["train"]), "calibration": files["train"], "gate": files["train"]}
+    train = files.get("train") or files["train 1"]
+    named = {"dev": files.get("dev") or files.get("dev 1") or train, "calibration": train, "gate": train}
     return tuple(
         file.model_copy(
             update={"role": f"{split} rows", "sha256": splits.digests[split], "rows": len(getattr(splits, split))}
@@ -135,15 +137,16 @@ def split_at(place: float, data: Data) -> Split:
 
 
 def _read_files(data: Data) -> _Files:
-    named = {"train": data.train, "test": data.test}
-    if isinstance(data.dev, str):
-        named["dev"] = data.dev
+    roles = {"train": data.train, "test": data.test} | ({} if isinstance(data.dev, Cut) else {"dev": data.dev})
     sources: dict[str, DataSource] = {}
     rows: dict[str, list[Row]] = {}
-    for role, file in named.items():
-        rows[role] = read_rows(Path(file), task="classify", labels="required")
-        sources[role] = _source(role, file, len(rows[role]), data.licence)
-        _distinct_file(role, sources)
+    for name, files in roles.items():
+        rows[name] = []
+        for (role, _), each in zip(role_files(name, files), files_of(files), strict=True):
+            found = _renamed(read_rows(Path(each.file), task="classify", labels="required"), each.labels)
+            rows[name] += found
+            sources[role] = _source(role, each.file, len(found), each.licence or data.licence)
+            _distinct_file(role, sources)
     _alike(rows, data)
     unlabelled: list[Row] = []
     for number, pool in enumerate(data.unlabelled):
@@ -153,6 +156,21 @@ def _read_files(data: Data) -> _Files:
         sources[f"unlabelled.{number}"] = _source("unlabelled", pool.file, len(texts), pool.licence)
         unlabelled += texts
     return _Files(rows["train"], rows.get("dev"), rows["test"], unlabelled, tuple(sources.values()))
+
+
+def role_files(role: str, files: str | tuple[RowsFile, ...]) -> list[tuple[str, str]]:
+    """The files of a role, each with its role in a provenance: `train`, or `train 1`, `train 2` and so on."""
+    named = files_of(files)
+    return [(role if len(named) == 1 else f"{role} {at}", each.file) for at, each in enumerate(named, start=1)]
+
+
+def _renamed(rows: list[Row], labels: Mapping[str, str]) -> list[Row]:
+    """The rows with their labels by the names used here. Raises: DataInvalid: a name no row has."""
+    known = {row.label for row in rows}
+    for label in labels:
+        if label not in known:
+            raise DataInvalid(f"{rows[0].file}: data: labels: {label!r} is to be renamed, and no row has it")
+    return [replace(row, label=labels.get(row.label or "", row.label)) for row in rows]
 
 
 def _source(role: str, file: str, rows: int, licence: str) -> DataSource:
@@ -178,8 +196,10 @@ def _alike(rows: dict[str, list[Row]], data: Data) -> None:
     for role, of_role in rows.items():
         if (of_role[0].text_pair is not None) != paired:
             raise DataInvalid(f"{of_role[0].file}: field 'text_pair': {role} and train must both have it or neither")
-    if paired and (data.parts != "none" or data.unlabelled):
-        raise RecipeInvalid("data: parts and unlabelled are for single texts, and the rows of train are pairs")
+    if paired and (data.parts == "substrings" or data.unlabelled):
+        raise RecipeInvalid("data: substrings and unlabelled are for single texts, and the rows of train are pairs")
+    if data.parts == "first-text" and not paired:
+        raise RecipeInvalid("data.parts: first-text is for pairs, and the rows of train are single texts")
 
 
 def _kept_from_train(files: _Files, data: Data, notes: list[str]) -> list[Row]:
@@ -234,18 +254,25 @@ def _cut(rows: list[Row], data: Data, notes: list[str]) -> dict[str, list[Row]]:
     may_hold_out = _whole(rows, notes) if data.parts == "substrings" else lambda row: True
     cut: dict[str, list[Row]] = {"train": [], "dev": [], "calibration": [], "gate": []}
     for row in rows:
-        cut[split_at(place_of(group_key(row)), data) if may_hold_out(row) else "train"].append(row)
+        cut[split_at(place_of(_family(row, data)), data) if may_hold_out(row) else "train"].append(row)
     held_out = [row for split in ("dev", "calibration", "gate") for row in cut[split]]
     if data.parts == "substrings":
         cut["train"] = _without_parts(cut["train"], held_out, notes)
     for split in ("dev", "calibration", "gate"):
         cut[split] = _distinct(cut[split])
-        if not cut[split] and not (split == "dev" and isinstance(data.dev, str)):
-            raise DataInvalid(f"{data.train}: data.{split}: the cut holds no rows; the file is too small for its share")
+        if not cut[split] and not (split == "dev" and not isinstance(data.dev, Cut)):
+            raise DataInvalid(
+                f"{_first_file(data)}: data.{split}: the cut holds no rows; the file is too small for its share"
+            )
     repeats = len(held_out) - sum(len(cut[split]) for split in ("dev", "calibration", "gate"))
     if repeats:
         notes.append(f"{repeats:,} repeated rows dropped from the cut splits")
     return cut
+
+
+def _family(row: Row, data: Data) -> str:
+    """The key of what is cut together: rows of the same words or, of pairs, of the same first text."""
+    return group_key(Row(row.text) if data.parts == "first-text" else row)
 
 
 def _whole(rows: list[Row], notes: list[str]) -> Callable[[Row], bool]:
@@ -293,12 +320,12 @@ def _labels(train_file: list[Row], splits: dict[str, list[Row]], data: Data) -> 
     """The labels of the training file, sorted. Raises: DataInvalid: too few, too rare, or unknown in another split."""
     labels = sorted({row.label for row in train_file if row.label is not None})
     if len(labels) < 2:
-        raise DataInvalid(f"{data.train}: only one label, {labels[0]!r}; a classifier needs at least two")
+        raise DataInvalid(f"{_first_file(data)}: only one label, {labels[0]!r}; a classifier needs at least two")
     left = Counter(row.label for row in splits["train"])
     for label in labels:
         if left[label] < SMALLEST_CLASS:
             raise DataInvalid(
-                f"{data.train}: label {label!r} has {left[label]} rows in train after the cuts; "
+                f"{_first_file(data)}: label {label!r} has {left[label]} rows in train after the cuts; "
                 f"each needs at least {SMALLEST_CLASS}"
             )
     for role in ("dev", "test"):
@@ -306,6 +333,10 @@ def _labels(train_file: list[Row], splits: dict[str, list[Row]], data: Data) -> 
             if row.label not in left:
                 raise DataInvalid(f"{row.file}:{row.line}: field 'label': {row.label!r} does not occur in train")
     return tuple(labels)
+
+
+def _first_file(data: Data) -> str:
+    return files_of(data.train)[0].file
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from models.errors import RecipeInvalid
 from models.recipe.distil import Distil
-from models.recipe.parts import FIRST_BACKEND, Cut, FileOrCut, Gates, Part, Recipe, Share
+from models.recipe.parts import FIRST_BACKEND, Cut, Files, FilesOrCut, Gates, Part, Recipe, Share, named_files
 from models.recipe.student import EncoderSettings, Student
 from service.bundle.manifest import Confidence, Name
 
@@ -28,15 +28,16 @@ def _as_pool(value: Any) -> Any:
 
 
 class Data(Part):
-    """Which rows go where. `parts: substrings` says that rows which are parts of a longer row move with it."""
+    """Which rows go where; a role may have several files. `parts: substrings` says that rows which are parts of a
+    longer row move with it; `first-text`, that pairs with the same first text are cut together."""
 
-    train: str
-    dev: FileOrCut
+    train: Files
+    dev: FilesOrCut
     calibration: Cut
     gate: Cut
-    test: str
+    test: Files
     unlabelled: tuple[Annotated[Pool, BeforeValidator(_as_pool)], ...] = ()
-    parts: Literal["none", "substrings"] = "none"
+    parts: Literal["none", "substrings", "first-text"] = "none"
     allowed_overlap: Share = 0.01
     licence: str = "not stated"
     population: str = ""
@@ -102,7 +103,9 @@ class ClassifyRecipe(Recipe):
     def files(self) -> Mapping[str, str]:
         """The files of `data` by their key in it."""
         data = self.data
-        named = {"train": data.train, "test": data.test} | ({"dev": data.dev} if isinstance(data.dev, str) else {})
+        named = named_files("train", data.train) | named_files("test", data.test)
+        if not isinstance(data.dev, Cut):
+            named |= named_files("dev", data.dev)
         return named | {f"unlabelled.{i}": pool.file for i, pool in enumerate(data.unlabelled)}
 
 

@@ -34,11 +34,46 @@ class Cut(Part):
     cut: Annotated[float, Field(gt=0, lt=0.5)]
 
 
+class RowsFile(Part):
+    """One of several files of rows. `labels`: what its labels are called here, where that is something else.
+
+    `licence`: None: that of the whole.
+    """
+
+    file: str
+    labels: Mapping[str, str] = {}
+    licence: str | None = None
+
+
 def _file_or_cut(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "<files>"
     return "<cut>" if isinstance(value, dict | Cut) else "<file>"
 
 
-FileOrCut = Annotated[Annotated[str, Tag("<file>")] | Annotated[Cut, Tag("<cut>")], Discriminator(_file_or_cut)]
+def _one_or_more(value: Any) -> str:
+    return "<files>" if isinstance(value, list | tuple) else "<file>"
+
+
+_Files = Annotated[tuple[RowsFile, ...], Field(min_length=1)]
+Files = Annotated[Annotated[str, Tag("<file>")] | Annotated[_Files, Tag("<files>")], Discriminator(_one_or_more)]
+"""A file of rows, or several that make one whole."""
+FilesOrCut = Annotated[
+    Annotated[str, Tag("<file>")] | Annotated[_Files, Tag("<files>")] | Annotated[Cut, Tag("<cut>")],
+    Discriminator(_file_or_cut),
+]
+
+
+def files_of(value: str | tuple[RowsFile, ...]) -> tuple[RowsFile, ...]:
+    """The files of a role, one or several."""
+    return (RowsFile(file=value),) if isinstance(value, str) else value
+
+
+def named_files(role: str, value: str | tuple[RowsFile, ...]) -> dict[str, str]:
+    """The files of a role by their key in a recipe: `train`, or `train.0.file` and so on."""
+    if isinstance(value, str):
+        return {role: value}
+    return {f"{role}.{at}.file": each.file for at, each in enumerate(value)}
 
 
 class FineTune(Part):

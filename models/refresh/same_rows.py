@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.data.cuts import Splits, prepare, split_sources
+from models.data.cuts import Splits, prepare, role_files, split_sources
 from models.data.rows import group_key
 from models.errors import DataInvalid, RecipeInvalid
 from models.evaluate.calibrate import keys_digest
@@ -80,7 +80,8 @@ def _said(value: object) -> str:
 
 
 def _same_files(data: Data, recorded: Mapping[str, DataSource]) -> None:
-    named = {"train": data.train, "test": data.test} | ({"dev": data.dev} if isinstance(data.dev, str) else {})
+    roles = {"train": data.train, "test": data.test} | ({} if isinstance(data.dev, Cut) else {"dev": data.dev})
+    named = {role: file for name, files in roles.items() for role, file in role_files(name, files)}
     for role, file in named.items():
         with Path(file).open("rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,7 @@ def test_pairs_are_cut_by_both_texts_and_have_no_parts(tmp_path: Path) -> None:
     files = {"train": pairs(tmp_path / "train.jsonl", 200, "a"), "test": pairs(tmp_path / "test.jsonl", 20, "t")}
     splits = prepare(recipe_from({**files, **CUTS}))
     assert len(splits.train) + len(splits.dev) + len(splits.calibration) + len(splits.gate) == 200
-    message = "data: parts and unlabelled are for single texts, and the rows of train are pairs"
+    message = "data: substrings and unlabelled are for single texts, and the rows of train are pairs"
     assert refused(recipe_from({**files, **CUTS, "parts": "substrings"}), RecipeInvalid) == message
 
 
@@ -391,3 +392,62 @@ def test_sst2_is_calibrated_on_sentences_like_those_of_its_test_file() -> None:
     assert not any(index.parts_of(row.text) for row in (*splits.calibration, *splits.gate))
     means = [sum(len(row.text.split()) for row in rows) / len(rows) for rows in (splits.calibration, splits.test)]
     assert means[0] == pytest.approx(means[1], abs=1.5)
+
+
+def grouped(path: Path, groups: int, prefix: str) -> str:
+    """Pairs of which five in a row share their first text."""
+    rows = (
+        {"text": f"{prefix} {i // 5}", "text_pair": f"other {i}", "label": "yes" if i % 2 else "no"}
+        for i in range(5 * groups)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_pairs_of_one_first_text_may_be_kept_together(tmp_path: Path) -> None:
+    files = {"train": grouped(tmp_path / "train.jsonl", 100, "a"), "test": grouped(tmp_path / "test.jsonl", 9, "t")}
+    together = prepare(recipe_from({**files, **CUTS, "parts": "first-text"}))
+    apart = prepare(recipe_from({**files, **CUTS}))
+    seen = {split: set(of(together, split)) for split in ("train", "dev", "calibration", "gate")}
+    assert sum(map(len, seen.values())) == len(set.union(*seen.values())) == 100
+    assert set(of(apart, "train")) & set(of(apart, "calibration"))
+
+
+def test_first_texts_are_those_of_pairs(tmp_path: Path) -> None:
+    message = "data.parts: first-text is for pairs, and the rows of train are single texts"
+    assert refused(recipe_of(tmp_path, texts(100), parts="first-text"), RecipeInvalid) == message
+
+
+def several(folder: Path, train: list[dict[str, Any]], **data: Any) -> ClassifyRecipe:
+    """A recipe whose training rows lie in several files."""
+    test = write(folder / "test.jsonl", texts(30, prefix="test"))
+    return recipe_from({"train": train, "test": test, **CUTS, **data})
+
+
+def test_a_role_may_have_several_files_with_labels_of_their_own(tmp_path: Path) -> None:
+    renamed = [(text, {"yes": "ja", "no": "nein"}[label]) for text, label in texts(60, prefix="more")]
+    second = {"file": write(tmp_path / "more.jsonl", renamed), "labels": {"ja": "yes", "nein": "no"}, "licence": "CC0"}
+    first = {"file": write(tmp_path / "first.jsonl", texts(100))}
+    recipe = several(tmp_path, [first, second], licence="MIT")
+    splits = prepare(recipe)
+    assert splits.labels == ("no", "yes")
+    cut = [row for name in ("train", "dev", "calibration", "gate") for row in getattr(splits, name)]
+    assert Counter(Path(row.file).name for row in cut) == {"first.jsonl": 100, "more.jsonl": 60}
+    assert [(s.role, s.rows, s.licence) for s in splits.sources] == [
+        ("train 1", 100, "MIT"),
+        ("train 2", 60, "CC0"),
+        ("test", 30, "MIT"),
+    ]
+    assert set(recipe.files()) == {"train.0.file", "train.1.file", "test"}
+
+
+def test_a_label_that_no_row_has_is_not_renamed(tmp_path: Path) -> None:
+    file = {"file": write(tmp_path / "first.jsonl", texts(100)), "labels": {"maybe": "yes"}}
+    with pytest.raises(DataInvalid, match="labels: 'maybe' is to be renamed, and no row has it"):
+        prepare(several(tmp_path, [file]))
+
+
+def test_one_file_is_not_read_twice(tmp_path: Path) -> None:
+    file = {"file": write(tmp_path / "first.jsonl", texts(100))}
+    with pytest.raises(RecipeInvalid, match="is the train 1 file too"):
+        prepare(several(tmp_path, [file, file]))
