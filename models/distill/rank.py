@@ -19,6 +19,7 @@ from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_
 # B lists, G passages of the longest list, N pairs
 
 _EVALUATION_ITEMS = 64
+_CHECKPOINT_STEPS = 100  # a step over lists of paragraphs takes seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def distil_ranker(
         warm_up=settings.warm_up,
         average=settings.average,
         seed=seed,
+        checkpoint_steps=_CHECKPOINT_STEPS,
     )
     lists = data.lists
 

@@ -23,6 +23,7 @@ LABELS = ("relevance",)
 """The one label of a cross-encoder."""
 
 _WARM_UP = 0.1
+_CHECKPOINT_STEPS = 100  # a step over lists of paragraphs takes seconds
 Pair = tuple[str, str]
 
 
@@ -123,6 +124,7 @@ def _train(
         warm_up=_WARM_UP,
         average=settings.average,
         seed=settings.seed,
+        checkpoint_steps=_CHECKPOINT_STEPS,
     )
     batches = all_batches(lists.lengths, settings=plan)
     per_epoch = -(-len(lists) // settings.batch_items)
