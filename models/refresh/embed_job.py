@@ -34,6 +34,7 @@ from models.export.stages import ExportedStage, export_stages
 from models.recipe.embed import EmbedRecipe
 from models.recipe.parts import Int8
 from models.refresh.cache import StepCache
+from models.refresh.drafted import Drafted
 from models.refresh.embed_training import (
     EmbedRun,
     TrainedEmbedder,
@@ -101,6 +102,13 @@ def refresh_embed(
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
     results = [_seed(EmbedRun(other, run.splits, cache, reporter), teacher) for other in others]
     return publish(recipe, _version(run, teacher, draft, gates, results), Store(store), reporter)
+
+
+def embed_draft(run: EmbedRun) -> Drafted:
+    """The student, held to no gate and published nowhere (cached steps). Raises: OfflineError."""
+    teacher = embed_teacher(run.recipe)
+    check_shape(run.recipe, teacher)
+    return Drafted(_draft(run, teacher).bundle, teacher, teacher_name(run.recipe, teacher))
 
 
 def _draft(run: EmbedRun, teacher: Teacher) -> _Draft:

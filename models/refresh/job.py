@@ -17,6 +17,7 @@ from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import FIRST_BACKEND
 from models.refresh.baseline import baseline_on
 from models.refresh.cache import StepCache
+from models.refresh.drafted import Drafted
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
 from models.refresh.proving import (
@@ -38,7 +39,7 @@ from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate, Provenance
 from service.store.store import Store
 
-CERTIFY_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 2
+CERTIFY_STEP, DRAFTED_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,20 @@ def refresh(recipe: ClassifyRecipe, *, store: Path, cache: StepCache, seeds: int
     results = [_seed(Run(other, run.splits, cache, reporter), teacher, transfer) for other in others]
     bundle = _version(run, teacher, candidate, gates, results)
     return publish(recipe, bundle, Store(store), reporter)
+
+
+def certified_draft(run: Run) -> Drafted:
+    """The student with its certificates, held to no gate and published nowhere (cached steps). Raises: OfflineError."""
+    teacher = make_teacher(run)
+    texts, gold = make_transfer_texts(run, teacher, neighbours)
+    candidate = _candidate(run, teacher, Transfer(texts, gold))
+    inputs = {"step": DRAFTED_STEP, **candidate.inputs(), "recipe": run.recipe.digest()}
+    folder = run.cache.run("drafted", inputs, lambda made: _copy_to(run, teacher, candidate, made))
+    return Drafted(folder / "bundle", teacher, teacher_name(run.recipe, teacher))
+
+
+def _copy_to(run: Run, teacher: Teacher, candidate: _Candidate, folder: Path) -> None:
+    _assembled(run, teacher, candidate, folder / "bundle")
 
 
 def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:

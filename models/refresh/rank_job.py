@@ -25,6 +25,7 @@ from models.export.bundle import finalise
 from models.export.provenance import make_provenance
 from models.recipe.rank import RankRecipe
 from models.refresh.cache import StepCache
+from models.refresh.drafted import Drafted
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.refresh.rank_packing import RankDraft, make_rank_draft
@@ -45,7 +46,7 @@ from service.store.store import Store
 
 GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1
 
-_COMPANY_QUERIES = 40
+_COMPANY_QUERIES = 12
 _COMPANY_SHARE = 0.02
 
 
@@ -92,6 +93,12 @@ def refresh_rank(recipe: RankRecipe, *, store: Path, cache: StepCache, seeds: in
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
     results = [each for other in others for each in _seed(RankRun(other, run.splits, cache, reporter), teacher)]
     return publish(recipe, _version(run, teacher, draft, gates, results), Store(store), reporter)
+
+
+def rank_draft(run: RankRun) -> Drafted:
+    """The student, held to no gate and published nowhere (cached steps). Raises: OfflineError."""
+    teacher = make_ranking_teacher(run)
+    return Drafted(_draft(run, teacher).bundle, teacher, teacher_name(run.recipe, teacher))
 
 
 def _draft(run: RankRun, teacher: Teacher) -> RankDraft:
