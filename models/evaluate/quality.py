@@ -163,7 +163,11 @@ def evaluate_student(student: Student, rows: EvaluationRows, *, layers: Sequence
 def layers_of(manifest: Manifest) -> tuple[int, ...] | None:
     """Attention layers run up to each exit, as the recipe in the manifest says; None where it does not."""
     student = manifest.provenance.recipe.get("student")
-    exits = student.get("exits") if isinstance(student, dict) else None
+    student = student if isinstance(student, dict) else {}
+    exits = student.get("exits")
+    if student.get("architecture") == "cascade":
+        inner = (student.get("encoder") or {}).get("exits")
+        exits = [0, *inner] if isinstance(inner, list | tuple) else None
     return (
         tuple(int(n) for n in exits) if isinstance(exits, list | tuple) and len(exits) == len(manifest.exits) else None
     )

@@ -65,6 +65,12 @@ def test_layers_are_given_or_those_of_the_recipe(student: Student, rows: Evaluat
     assert layers_of(student.manifest.model_copy(update={"provenance": provenance})) == (0, 2)
 
 
+def test_a_cascades_first_exit_has_no_layers(student: Student) -> None:
+    shape = {"architecture": "cascade", "encoder": {"exits": [2]}}
+    provenance = student.manifest.provenance.model_copy(update={"recipe": {"student": shape}})
+    assert layers_of(student.manifest.model_copy(update={"provenance": provenance})) == (0, 2)
+
+
 def test_unlabelled_rows_are_measured_without_accuracy(student: Student, texts: tuple[str, ...]) -> None:
     quality = evaluate_student(student, EvaluationRows(texts))
     assert quality.full_depth.accuracy is None

@@ -72,6 +72,53 @@ def test_a_killed_run_ends_where_the_whole_one_does(tmp_path, average):
     assert list(tmp_path.glob("*.partial")) == []
 
 
+class Bag(nn.Module):
+    """A table whose gradients are sparse, and a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(40, 4, sparse=True)
+        self.top = nn.Linear(4, 1)
+
+    def forward(self, rows):
+        return self.top(self.table(torch.as_tensor(rows)))
+
+
+def bag_trained(plan, *, checkpoint=None, stop_at=None):
+    model = Bag()
+
+    def loss(rows):
+        return (model(rows).squeeze(1) - torch.as_tensor(rows).float() / 30).square().mean()
+
+    def after_step(done):
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    groups = (
+        Group(tuple(model.table.parameters()), 0.05, 0.0, sparse=True),
+        Group(tuple(model.top.parameters()), 0.01, 0.01),
+    )
+    batches = all_batches(LENGTHS, settings=plan)
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(model, groups, loss, batches, settings=plan, checkpoint=checkpoint, after_step=after_step)
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("average", ["none", "swa", "ema"])
+def test_a_killed_run_with_sparse_rows_ends_where_the_whole_one_does(tmp_path, average):
+    plan = replace(PLAN, average=average)
+    whole = bag_trained(plan)
+    bag_trained(plan, checkpoint=tmp_path / "run.ckpt", stop_at=28)
+    assert same(bag_trained(plan, checkpoint=tmp_path / "run.ckpt"), whole)
+
+
+def test_sparse_rows_move_only_where_they_are_used():
+    before, after = Bag().state_dict(), bag_trained(PLAN)
+    moved = (before["table.weight"] != after["table.weight"]).any(1)
+    assert moved.tolist() == [True] * 30 + [False] * 10
+
+
 def test_a_run_is_a_function_of_its_seed():
     assert same(trained(), trained())
     assert not same(trained(), trained(replace(PLAN, seed=2)))

@@ -1,0 +1,84 @@
+"""A student's shape by architecture: what is read, what is refused, and that older recipes mean what they meant."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.errors import RecipeInvalid
+from models.recipe.classify import ClassifyRecipe, classify_recipe
+from models.recipe.read import recipe_of
+from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings
+
+
+def recipe(folder: Path, student: dict[str, Any] | None, **more: Any) -> ClassifyRecipe:
+    for name in ("train", "test", "pool"):
+        (folder / f"{name}.jsonl").write_text("")
+    document = {
+        "schema": 1,
+        "name": "topic",
+        "task": "classify",
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "test": str(folder / "test.jsonl"),
+            "dev": {"cut": 0.1},
+            "calibration": {"cut": 0.1},
+            "gate": {"cut": 0.1},
+            "unlabelled": [str(folder / "pool.jsonl"), {"file": str(folder / "pool.jsonl"), "sources": ["news"]}],
+        },
+        "distil": {"objectives": [{"soft_labels": {}}]},
+        **({} if student is None else {"student": student}),
+        **more,
+    }
+    return classify_recipe(recipe_of(document, where="R"))
+
+
+def test_a_shape_without_an_architecture_is_an_encoders(tmp_path: Path):
+    assert recipe(tmp_path, None).student == EncoderSettings()
+    assert recipe(tmp_path, {"layers": 2, "exits": [2]}).student == EncoderSettings(layers=2, exits=(2,))
+    same = [recipe(tmp_path, student).digest() for student in ({"layers": 4}, {"architecture": "encoder", "layers": 4})]
+    assert same[0] == same[1]
+
+
+def test_every_architecture_says_what_its_exits_run_and_what_it_reads(tmp_path: Path):
+    ngram = recipe(tmp_path, {"architecture": "ngram", "orders": 2, "max_tokens": 96}).student
+    assert isinstance(ngram, NgramSettings)
+    assert (ngram.exits, ngram.max_tokens) == ((0,), 96)
+    shape = {"architecture": "cascade", "ngram": {"orders": 2}, "encoder": {"max_tokens": 32, "vocabulary": "full"}}
+    cascade = recipe(tmp_path, shape).student
+    assert isinstance(cascade, CascadeSettings)
+    assert (cascade.exits, cascade.max_tokens, cascade.vocabulary) == ((0, 0, 2, 4), 32, "full")
+
+
+def test_a_pool_is_a_file_or_some_sources_of_one(tmp_path: Path):
+    plain, some = recipe(tmp_path, None).data.unlabelled
+    assert (plain.sources, some.sources) == ((), ("news",))
+
+
+@pytest.mark.parametrize(
+    ("student", "more", "message"),
+    [
+        ({"architecture": "abacus"}, {}, "R: student: architecture must be one of encoder, ngram, cascade"),
+        ({"architecture": "ngram", "layers": 2}, {}, "R: student.layers: unknown key"),
+        ({"architecture": "ngram", "orders": 5}, {}, "R: student.orders: Input should be less than or equal to 4"),
+        ({"architecture": "ngram", "feature_dropout": 1.0}, {}, "R: student.feature_dropout: Input should be less"),
+        ({"architecture": "cascade", "encoder": {"heads": 3}}, {}, "R: student.encoder: hidden must be a multiple"),
+        ({"architecture": "cascade", "ngram": {"max_tokens": 9}}, {}, "R: student.ngram.max_tokens: unknown key"),
+        (
+            {"architecture": "cascade"},
+            {"compress": [{"int8": "qat"}]},
+            "R: recipe: compress: qat is for student.architecture encoder, not cascade",
+        ),
+        (
+            {"architecture": "ngram"},
+            {"distil": {"objectives": [{"hidden": {}}]}},
+            "R: recipe: distil.objectives: hidden and attention need layers",
+        ),
+    ],
+)
+def test_a_shape_that_cannot_be_is_one_line(
+    tmp_path: Path, student: dict[str, Any], more: dict[str, Any], message: str
+):
+    with pytest.raises(RecipeInvalid) as caught:
+        recipe(tmp_path, student, **more)
+    assert str(caught.value).startswith(message)
