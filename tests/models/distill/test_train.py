@@ -8,7 +8,9 @@ import torch
 
 from models.distill.train import TransferSet, distil, exit_weights, inside_of, logits_of, matched_layer
 from models.recipe.distil import Distil
+from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.ngram import NgramConfig, NgramStudent
 from models.teachers.teacher import States
 from models.teachers.tokens import Padded, Tokens
 
@@ -65,6 +67,23 @@ def test_every_exit_comes_to_agree_with_the_teacher(objective, average):
     model = trained(settings(objectives=[objective], average=average, epochs=20))
     assert min(agreement(model)) > 0.85
     assert not model.training
+
+
+BAG = NgramConfig(vocabulary=20, width=3, orders=2, buckets=101, rows=8, hidden=16, max_tokens=12, feature_dropout=0.1)
+
+
+@pytest.mark.parametrize("make", [NgramStudent, lambda bag: CascadeStudent(CascadeConfig(bag, CONFIG))])
+def test_students_with_ngrams_come_to_agree_at_every_exit_and_are_functions_of_their_seed(make):
+    def once():
+        torch.manual_seed(0)
+        model = make(BAG)
+        distil(model, DATA, settings(epochs=20), seed=0, table_factor=5.0, bf16=False)
+        return model
+
+    model = once()
+    assert min(agreement(model)) > 0.8
+    again = once()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
 def test_gold_labels_pull_where_they_are():
