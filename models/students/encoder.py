@@ -26,8 +26,8 @@ class EncoderConfig:
     `token_width` is the width of the token table (then projected to `hidden`); None: `hidden` itself.
     `local_features` are channels of a convolution over three tokens that the exit at 0 sees besides the pooled
     states; 0: none. `head_width` is the width of each exit's one inner layer. `width` is that of an exit's output: C
-    labels of `logits`, or D dimensions of an `embedding`. `attention_width` is that of all heads of a layer together;
-    None: `hidden`.
+    labels of `logits`, D dimensions of an `embedding`, 1 for a `score`. `attention_width` is that of all heads of a layer together;
+    None: `hidden`. `pairs`: an item is two texts as one sequence, which token types tell apart.
     """
 
     vocabulary: int
@@ -43,8 +43,9 @@ class EncoderConfig:
     head_width: int = 256
     activation: Literal["relu", "gelu"] = "relu"
     dropout: float = 0.0
-    output: Literal["logits", "embedding"] = "logits"
+    output: Literal["logits", "embedding", "score"] = "logits"
     attention_width: int | None = None
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Outputs:
 
 
 class Embeddings(nn.Module):
-    """Token and position rows, normalised. The row of token type 0 is folded into the positions."""
+    """Token and position rows, normalised. The row of token type 0 is folded into the positions; `second` float [H],
+    with pairs, is what that of type 1 has besides."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -66,15 +68,19 @@ class Embeddings(nn.Module):
         self.tokens = nn.Embedding(config.vocabulary, width)
         self.projection = nn.Linear(width, config.hidden) if width != config.hidden else None
         self.positions = nn.Parameter(torch.zeros(config.max_tokens, config.hidden))
+        self.second = nn.Parameter(torch.zeros(config.hidden)) if config.pairs else None
         self.norm = nn.LayerNorm(config.hidden, eps=_NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """float [B*T, H] of int64 [B, T]."""
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """float [B*T, H] of int64 [B, T]; the types are looked at with pairs alone."""
         rows = self.tokens(input_ids)
         if self.projection is not None:
             rows = self.projection(rows)
-        states = self.norm(rows + self.positions[: input_ids.shape[1]])
+        rows = rows + self.positions[: input_ids.shape[1]]
+        if self.second is not None and token_type_ids is not None:
+            rows = rows + token_type_ids[:, :, None].to(rows.dtype) * self.second
+        states = self.norm(rows)
         flat: Tensor = self.dropout(states).reshape(-1, states.shape[-1])
         return flat
 
@@ -200,15 +206,16 @@ class EncoderStudent(nn.Module):
         assert isinstance(head, LogitsHead | EmbeddingHead)
         return head
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Outputs:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Outputs:
         """Run all layers.
 
         Args:
             input_ids: int64 [B, T], T at most `max_tokens`.
             attention_mask: int64 [B, T], 1 on tokens, 0 on padding.
+            token_type_ids: int64 [B, T], 1 on the second text's tokens; needed with pairs.
         """
         shape = (*input_ids.shape, self.config.hidden)
-        flat, bias = self.embeddings(input_ids), mask_bias(attention_mask)
+        flat, bias = self.embeddings(input_ids, token_type_ids), mask_bias(attention_mask)
         states, attentions = [flat], []
         for layer in self.layers:
             flat, attention = layer(flat, bias)
@@ -246,26 +253,35 @@ class StageModule(nn.Module):
         self.config = config
         self.stage_id = f"{index:02d}"
         self.is_first, self.is_last = index == 0, index == len(config.exits) - 1
-        self.input_names = ("input_ids" if self.is_first else "hidden", "attention_mask")
+        types = ("token_type_ids",) if self.is_first and config.pairs else ()
+        self.input_names = ("input_ids" if self.is_first else "hidden", "attention_mask", *types)
         self.output_names = (config.output,) if self.is_last else ("hidden", config.output)
         self.embeddings = student.embeddings if self.is_first else None
         self.layers = nn.ModuleList(student.layers[at] for at in range(begin, end))
         self.exit = student.exit_head(index)
 
-    def forward(self, source: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, source: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """One stage.
 
         Args:
             source: int64 [B, T] ids in the first stage, else float32 [B, T, H].
             attention_mask: int64 [B, T].
+            token_type_ids: int64 [B, T], in the first stage of pairs.
         Returns: (hidden float32 [B, T, H], the exit's output float32 [B, C]), in the last stage that output alone.
         """
-        flat = self.embeddings(source) if self.embeddings is not None else source.reshape(-1, self.config.hidden)
+        if self.embeddings is not None:
+            flat = self.embeddings(source, token_type_ids)
+        else:
+            flat = source.reshape(-1, self.config.hidden)
         if len(self.layers):
             bias = mask_bias(attention_mask)
             for layer in self.layers:
                 flat, _ = layer(flat, bias)
         answer = self.exit(flat, attention_mask)
+        if self.config.output == "score":
+            answer = answer[:, 0]
         if self.is_last:
             return (answer,)
         return flat.reshape(attention_mask.shape[0], attention_mask.shape[1], self.config.hidden), answer

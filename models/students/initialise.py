@@ -77,6 +77,7 @@ def from_teacher_embeddings(
         if whole:
             _copy_norm(student.embeddings.norm, state, "embeddings.LayerNorm")
             _set_whole(student, words, positions)
+            _set_second(student, state)
         else:
             _set_principal(
                 student, words * state["embeddings.LayerNorm.weight"], positions * state["embeddings.LayerNorm.weight"]
@@ -99,6 +100,13 @@ def _set_whole(student: EncoderStudent, words: Tensor, positions: Tensor) -> Non
     else:
         _set_factors(student, words)
     embeddings.positions.copy_(positions)
+
+
+def _set_second(student: EncoderStudent, state: Mapping[str, Tensor]) -> None:
+    """What tells the second text of a pair, where the teacher has a row for it."""
+    types = state.get("embeddings.token_type_embeddings.weight")
+    if student.embeddings.second is not None and types is not None and len(types) > 1:
+        student.embeddings.second.copy_(types[1] - types[0])
 
 
 def _set_factors(student: EncoderStudent, words: Tensor) -> None:
