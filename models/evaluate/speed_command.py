@@ -1,4 +1,9 @@
-"""`python -m models.evaluate.speed_command STUDENT TEACHER DATA`: a student's speed against its teacher's."""
+"""`python -m models.evaluate.speed_command STUDENT TEACHER DATA`: a student's speed against its teacher's.
+
+The teacher is a bundle: `understudy import default`, or a fine-tuned one from the runs folder of its refresh,
+`understudy import RUNS/teacher/DIGEST/teacher --task classify --name NAME-teacher --max-tokens N`, N being the
+student's, so that both read as much of a long text. Input "ids" times the graphs alone; "texts" is end to end.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -21,6 +26,7 @@ from service.bundle.load import Bundle
 from service.runtime.encode import Text
 from service.runtime.student import Student
 
+DEFAULT_RISK = 0.01
 SCALE_STRIDE = 16
 """The encoder of BERT-base's size runs every 16th batch only: it is there for scale."""
 
@@ -58,6 +64,12 @@ def report(
     return SpeedReport(machine=machine, core=used, repeats=len(timings[0].seconds), timings=timings)
 
 
+def _lengths(student: Bundle, teacher: Bundle) -> str:
+    ours, theirs = student.manifest.max_tokens, teacher.manifest.max_tokens
+    unlike = "" if ours == theirs else "; longer texts are more work for one than for the other"
+    return f"texts are cut to {ours} tokens for the student, {theirs} for the teacher{unlike}\n"
+
+
 def _teacher(teacher: Student) -> tuple[Contender, ...]:
     (full,) = contenders_of(teacher, ())
     return (Contender(f"teacher {Variant(teacher.backend, teacher.precision).name}", full.encoder, full.run),)
@@ -80,7 +92,10 @@ def command(
     teacher: Annotated[str, typer.Argument(help="The teacher as a bundle: in the store, or its folder.")],
     data: Annotated[Path, typer.Argument(help="Rows: JSONL, CSV or Parquet.")],
     store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE")] = Path("models/store"),
-    risk: Annotated[list[float] | None, typer.Option(help="Operating points to time; may be repeated.")] = None,
+    risk: Annotated[
+        list[float] | None,
+        typer.Option(help="Operating points to time; may be repeated. Default: 0.01, where there are exits."),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="The student's; default: its default.")] = None,
     backend: Annotated[str, typer.Option(help="The student's.")] = FIRST_BACKEND,
     teacher_backend: Annotated[str, typer.Option(help="The teacher's.")] = FIRST_BACKEND,
@@ -95,9 +110,12 @@ def command(
         first, second = open_bundle(student, store=store), open_bundle(teacher, store=store)
         served = Variant(backend, precision or first.manifest.default_precision)
         sides = Sides(student=served, teacher=Variant(teacher_backend, "fp32"))
-        measured = report(first, second, texts, risks=risk or (0.01,), sides=sides, core=core)
+        risks = risk or ((DEFAULT_RISK,) if len(first.manifest.exits) > 1 else ())
+        measured = report(first, second, texts, risks=risks, sides=sides, core=core)
         typer.echo(f"{measured.machine}; core {measured.core}; median of {measured.repeats} interleaved repeats")
-        typer.echo(f"batches of {BATCH_ITEMS} sorted by the teacher's lengths; at batch 1 a sample of the same rows\n")
+        typer.echo(f"batches of {BATCH_ITEMS} sorted by the teacher's lengths; at batch 1 a sample of the same rows")
+        typer.echo("ids: the graphs and the exits' decisions alone; texts: tokenizing as well")
+        typer.echo(_lengths(first, second))
         typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured, f'teacher {sides.teacher.name}')}")
         write_json(json_out, asdict(measured))
 

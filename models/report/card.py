@@ -153,6 +153,8 @@ def _summary(card: Card) -> str:
 
 def _promises(card: Card) -> str:
     certificates = card.manifest.certificates
+    if len(card.manifest.exits) == 1:
+        return "It has one exit: every item runs to full depth, and there is nothing to promise."
     if not any(certificate.points for certificate in certificates):
         return "Nothing is certified for this version: every item runs to full depth."
     return "\n\n".join(promise(card.manifest, certificate) for certificate in certificates if certificate.points)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,21 @@ def test_the_command_compares_with_the_teacher(
     refused = CliRunner().invoke(app, [*arguments, "--risk", "0.3"])
     assert refused.exit_code == 2
     assert "no operating point of risk 0.3" in refused.stderr
+
+
+def test_a_student_of_one_exit_is_timed_at_full_depth_alone(
+    build_bundle: Callable[..., Path], tmp_path: Path, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, bundle = tmp_path / "rows.jsonl", build_bundle(tmp_path / "one", task="embed")
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:20]))
+    monkeypatch.setattr(speed_command, "bert_base_size", lambda _: lambda feeds: feeds)
+    app = typer.Typer()
+    app.command()(speed_command.command)
+    result = CliRunner().invoke(app, [str(bundle), str(bundle), str(data)])
+    assert result.exit_code == 0, result.stderr
+    assert "full depth | ids | 32 |" in result.stdout
+    assert "risk" not in result.stdout
+    assert "for the student" in result.stdout
 
 
 def test_each_side_may_run_on_a_backend_of_its_own(
