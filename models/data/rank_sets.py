@@ -70,7 +70,7 @@ def load_set(settings: RankSet) -> LoadedSet:
             assert over_corpus is not None
             found[key] = over_corpus.rankings(key)
         else:
-            found[key] = tuple(_listed(row, settings, held_out=key != "train") for row in read_rankings(Path(named)))
+            found[key] = listed_rankings(Path(named), held_out=key != "train")
         files = [named] if isinstance(named, str) else [file for _, file in named.files()]
         sources += [_source(key, settings, file, len(found[key])) for file in files]
     return LoadedSet(
@@ -84,7 +84,18 @@ def load_set(settings: RankSet) -> LoadedSet:
     )
 
 
-def _listed(row: RankRow, settings: RankSet, *, held_out: bool) -> Ranking:
+def listed_rankings(path: Path, *, held_out: bool) -> tuple[Ranking, ...]:
+    """Read the list form.
+
+    Args:
+        path: as `read_rankings`.
+        held_out: whether every passage must have a grade; else all or none of a query's.
+    Raises: DataInvalid: file, line and field of the first bad line.
+    """
+    return tuple(_listed(row, held_out=held_out) for row in read_rankings(path))
+
+
+def _listed(row: RankRow, *, held_out: bool) -> Ranking:
     """A row of the list form. Raises: DataInvalid: some passages have a grade and some none, or one is out of range."""
     grades = []
     bare = all(passage.label is None for passage in row.passages)

@@ -18,6 +18,7 @@ from models.evaluate.opening import (
     write_json,
 )
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student
+from models.evaluate.rank_command import measure_rankings
 from models.evaluate.speed import student_speed
 from models.evaluate.tables import quality_table, speed_table
 from models.evaluate.variants import Variant, require_backends, variants
@@ -33,14 +34,20 @@ def command(
     backend: Annotated[str, typer.Option(help="The backend to measure on.")] = FIRST_BACKEND,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the measurements here too.")] = None,
 ) -> None:
-    """Measure a student on a file of rows: at each exit, at each operating point, at full depth, and its speed."""
+    """Measure a student on a file of rows: at each exit, at each operating point, at full depth, and its speed.
+
+    A ranker is measured on queries with their passages, beside BM25 and the file's own order.
+    """
     with one_line_errors():
         require_backends([backend], where="--backend")
         bundle = open_bundle(student, store=store)
+        wanted = variants([backend], [precision] if precision else sorted(bundle.manifest.precisions))
+        if bundle.manifest.task == "rank":
+            write_json(json_out, [asdict(each) for each in measure_rankings(bundle, data, wanted)])
+            return
         require_classify(bundle)
         rows = _rows(bundle, data)
-        precisions = [precision] if precision else sorted(bundle.manifest.precisions)
-        measured = [_measure(bundle, variant, rows) for variant in variants([backend], precisions)]
+        measured = [_measure(bundle, variant, rows) for variant in wanted]
         write_json(json_out, [asdict(each) for each in measured])
 
 

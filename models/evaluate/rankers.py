@@ -15,6 +15,7 @@ from models.evaluate.ranking import Scored, Scores
 from models.teachers.fit import Progress
 from models.teachers.labels import label
 from models.teachers.teacher import Teacher
+from service.runtime.encode import Text
 from service.runtime.student import Student, batches_by_length
 
 _BATCH_ITEMS = 32
@@ -23,15 +24,41 @@ _SCORED_AT_ONCE = 20_000
 GIVEN, BM25, BI_ENCODER, TEACHER = "given", "bm25", "bi-encoder", "teacher"
 
 
-def student_scores(student: Student, rankings: Sequence[Ranking]) -> Scored:
-    """The scores of a joint ranker on its exported graphs, to full depth."""
-    pairs = [pair for ranking in rankings for pair in ranking.pairs]
-    found = np.zeros(len(pairs), np.float32)
-    for begin in range(0, len(pairs), _SCORED_AT_ONCE):
-        encoded = student.encoder.encode(pairs[begin : begin + _SCORED_AT_ONCE])
+def student_scores(student: Student, rankings: Sequence[Ranking], *, name: str = "") -> Scored:
+    """The scores of a ranker on its exported graphs, to full depth, as the service computes them.
+
+    Args:
+        student: one that scores pairs, or one whose embeddings are compared.
+        name: what the ranker is called; "": its precision.
+    """
+    joint = student.manifest.pairs == "joint"
+    return Scored(name or student.precision, (_joint if joint else _separate)(student, rankings))
+
+
+def _joint(student: Student, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:
+    return _lists(_outputs(student, [pair for ranking in rankings for pair in ranking.pairs]), rankings)
+
+
+def _separate(student: Student, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:
+    places = _places(rankings)
+    passages = _unit(_outputs(student, list(places)))
+    queries = _unit(_outputs(student, [ranking.query for ranking in rankings]))
+    return _cosines(rankings, queries, passages, places)
+
+
+def _outputs(student: Student, texts: Sequence[Text]) -> Scores:
+    """The last exit's raw output of each text, float32 [N, ...]."""
+    found: list[Scores] = []
+    order: list[int] = []
+    if not texts:
+        return np.zeros(0, np.float32)
+    for begin in range(0, len(texts), _SCORED_AT_ONCE):
+        encoded = student.encoder.encode(texts[begin : begin + _SCORED_AT_ONCE])
         for batch in batches_by_length(encoded, _BATCH_ITEMS):
-            found[np.asarray(batch) + begin] = student.all_exits([encoded[at] for at in batch])[-1]
-    return Scored(student.precision, _lists(found, rankings))
+            found.append(student.all_exits([encoded[at] for at in batch])[-1])
+            order += [begin + at for at in batch]
+    back: Scores = np.concatenate(found)[np.argsort(np.asarray(order))]
+    return back
 
 
 def teacher_scores(
@@ -62,11 +89,17 @@ def bi_encoder_order(teacher: Teacher, rankings: Sequence[Ranking]) -> Scored:
     places = _places(rankings)
     passages = _unit(teacher.embeddings(list(places)))
     queries = _unit(teacher.embeddings([ranking.query for ranking in rankings]))
-    found = (
-        passages[[places[passage] for passage in ranking.passages]] @ query
+    return Scored(BI_ENCODER, _cosines(rankings, queries, passages, places))
+
+
+def _cosines(
+    rankings: Sequence[Ranking], queries: Scores, passages: Scores, places: dict[str, int]
+) -> tuple[Scores, ...]:
+    """Each list's scores from unit vectors float32 [Q, D] and, by the passages' places, float32 [N, D]."""
+    return tuple(
+        np.asarray(passages[[places[passage] for passage in ranking.passages]] @ query, np.float32)
         for ranking, query in zip(rankings, queries, strict=True)
     )
-    return Scored(BI_ENCODER, tuple(np.asarray(scores, np.float32) for scores in found))
 
 
 def _places(rankings: Sequence[Ranking]) -> dict[str, int]:

@@ -168,24 +168,40 @@ def compare_rankers(
     Raises: ValueError: no query has a relevant passage.
     """
     others = (teacher, *baselines)
-    values = {each.ranker: _values(rankings, each) for each in (*students, *others)}
-
-    def quality(each: Scored, against: Sequence[Scored]) -> RankQuality:
-        ours = values[each.ranker]
-        return RankQuality(
-            ranker=each.ranker,
-            queries=len(rankings),
-            answered=len(next(iter(ours.values()))),
-            measures={name: _mean(found, seed) for name, found in ours.items()},
-            agreement=agreement(each, teacher) if each is not teacher else None,
-            versus={other.ranker: _versus(ours, values[other.ranker], seed) for other in against} or None,
-        )
-
     return RankComparison(
         split=split,
-        students=tuple(quality(each, others) for each in students),
-        teacher=quality(teacher, baselines),
-        baselines=tuple(quality(each, ()) for each in baselines),
+        students=tuple(rank_quality(rankings, s, teacher=teacher, against=others, seed=seed) for s in students),
+        teacher=rank_quality(rankings, teacher, against=baselines, seed=seed),
+        baselines=tuple(rank_quality(rankings, b, teacher=teacher, seed=seed) for b in baselines),
+    )
+
+
+def rank_quality(
+    rankings: Sequence[Ranking],
+    scored: Scored,
+    *,
+    teacher: Scored | None = None,
+    against: Sequence[Scored] = (),
+    seed: int = 0,
+) -> RankQuality:
+    """Measure one ranker.
+
+    Args:
+        rankings: Q of them, at least one with a relevant passage.
+        scored: the ranker's scores.
+        teacher: whose order its own is compared with.
+        against: whose measures its own are compared with.
+        seed: of the bootstrap.
+    Raises: ValueError: no query has a relevant passage.
+    """
+    ours = _values(rankings, scored)
+    return RankQuality(
+        ranker=scored.ranker,
+        queries=len(rankings),
+        answered=len(next(iter(ours.values()))),
+        measures={name: _mean(found, seed) for name, found in ours.items()},
+        agreement=None if teacher is None else agreement(scored, teacher),
+        versus={other.ranker: _versus(ours, _values(rankings, other), seed) for other in against} or None,
     )
 
 

@@ -173,13 +173,15 @@ def _classifier(directory: Path, name: str, max_tokens: int | None, pairs: bool)
 
 
 def _saved_teacher(directory: Path, name: str, task: str, max_tokens: int | None) -> Imported:
-    if task != "classify":
-        raise ImportRefused(f"{directory}: a fine-tuned teacher classifies; import it with --task classify")
-    return imported_teacher(load_teacher(directory), name=name, max_tokens=max_tokens)
+    teacher = load_teacher(directory)
+    own = "rank" if len(teacher.labels) == 1 else "classify"
+    if task != own:
+        raise ImportRefused(f"{directory}: this fine-tuned teacher is for another task; import it with --task {own}")
+    return imported_teacher(teacher, name=name, max_tokens=max_tokens)
 
 
 def imported_teacher(teacher: Teacher, *, name: str, max_tokens: int | None = None) -> Imported:
-    """A teacher with a head, ready to be exported: the baseline of its students.
+    """A teacher with a head, ready to be exported: the baseline of its students. One of one label scores pairs.
 
     Args:
         teacher: of BERT's family.
@@ -197,11 +199,16 @@ def imported_teacher(teacher: Teacher, *, name: str, max_tokens: int | None = No
         if isinstance(network, Pretrained)
         else _Chain(SentenceHead(SentenceSettings(Path())), network.head)
     )
-    limits = (max_tokens, teacher.max_tokens)
-    stage, length = _stage(network.encoder, head, limits, output="logits", token_types=False)
+    limits, ranks = (max_tokens, teacher.max_tokens), len(teacher.labels) == 1
+    if ranks:
+        types = getattr(teacher.config, "type_vocab_size", 0) > 1
+        stage, length = _stage(network.encoder, _Score(head), limits, output="score", token_types=types)
+    else:
+        stage, length = _stage(network.encoder, head, limits, output="logits", token_types=False)
     pad_id = int(teacher.config.pad_token_id or 0)
     digest = _digest(stage, "teacher")
-    return Imported(name, stage, teacher.tokenizer_json, pad_id, length, teacher.labels, False, digest)
+    labels = () if ranks else teacher.labels
+    return Imported(name, stage, teacher.tokenizer_json, pad_id, length, labels, ranks, digest)
 
 
 def _imported(

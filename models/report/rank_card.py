@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from models.evaluate.metrics import Interval
-from models.evaluate.ranking import MEASURES, RankComparison, RankQuality
-from models.evaluate.tables import markdown, percent
+from models.evaluate.rank_tables import rankers_table, spanned
+from models.evaluate.ranking import RankComparison, RankQuality
+from models.evaluate.tables import markdown
 from models.report.card import FILE, FOLDER, GateResult, data_section, gates_table, made_section, size_section
 from service.bundle.manifest import ExitShares, Manifest, Quality
 
@@ -112,21 +113,14 @@ def comparison_section(comparison: RankComparison) -> str:
     """One split: every ranker's measures, and the students against the others."""
     rankers = (*comparison.students, comparison.teacher, *comparison.baselines)
     first = rankers[0]
-    head = ["ranker", *MEASURES, "same best as the teacher", "of the three best"]
     return "\n\n".join(
         [
             f"### {comparison.split}: {first.queries:,} queries, {first.answered:,} with a relevant passage",
-            markdown(head, [_measures_row(each) for each in rankers]),
+            rankers_table(rankers),
             "The student against the others: ratio (for the teacher: retention) and difference of the means, paired.",
             _versus_table(comparison),
         ]
     )
-
-
-def _measures_row(quality: RankQuality) -> list[str]:
-    alike = quality.agreement
-    shared = ["–", "–"] if alike is None else [percent(alike.best, digits=1), percent(alike.best_3, digits=1)]
-    return [quality.ranker, *(_spanned(quality.measures[name]) for name in MEASURES), *shared]
 
 
 def _versus_table(comparison: RankComparison) -> str:
@@ -135,12 +129,8 @@ def _versus_table(comparison: RankComparison) -> str:
     for student in comparison.students:
         for other, versus in (student.versus or {}).items():
             cells = [(versus.ratio[name], versus.difference[name]) for name in COMPARED]
-            rows.append([f"{student.ranker}, {other}", *(_spanned(cell) for pair in cells for cell in pair)])
+            rows.append([f"{student.ranker}, {other}", *(spanned(cell) for pair in cells for cell in pair)])
     return markdown(head, rows)
-
-
-def _spanned(interval: Interval) -> str:
-    return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 def _of_teacher(student: RankQuality, measure: str) -> Interval:
