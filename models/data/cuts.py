@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from models.data.parts import PartIndex, whole_texts
 from models.data.read import read_rows, read_texts
@@ -125,7 +125,26 @@ def place_of(group: str) -> float:
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
-def split_at(place: float, data: Data) -> Split:
+class Shares(Protocol):
+    """What of a recipe's data decides where rows go; `dev` is no `Cut` where it has files of its own."""
+
+    @property
+    def gate(self) -> Cut:
+        """The share from the near end."""
+        ...
+
+    @property
+    def calibration(self) -> Cut:
+        """The share from the far end."""
+        ...
+
+    @property
+    def dev(self) -> object:
+        """The share from the middle."""
+        ...
+
+
+def split_at(place: float, data: Shares) -> Split:
     """The split at a place of [0, 1), as the head of this file says."""
     if place < data.gate.cut:
         return "gate"

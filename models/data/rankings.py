@@ -7,14 +7,13 @@ one that a held-out query is about may be learned from where a training query of
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from models.data.cuts import Split, place_of, split_at
 from models.data.rank_sets import LoadedSet, Ranking, load_set
 from models.data.rows import LabelledPassage, Row, group_key
 from models.errors import DataInvalid, DataLeak, RecipeInvalid
-from models.recipe.classify import Data
 from models.recipe.parts import Cut
 from models.recipe.rank import RankData, RankRecipe
 from service.bundle.manifest import DataSource
@@ -58,6 +57,15 @@ class RankSplits:
     def answered(self) -> tuple[Ranking, ...]:
         """All training queries with a relevant passage."""
         return tuple(ranking for each in self.train for ranking in each.answered)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """What is cut from one set's training queries; `dev` is None where the set has its own."""
+
+    gate: Cut
+    calibration: Cut
+    dev: Cut | None
 
 
 def prepare_rankings(recipe: RankRecipe) -> RankSplits:
@@ -163,21 +171,14 @@ def _check_overlap(
 def _cut(each: LoadedSet, data: RankData, barred: set[str], notes: list[str]) -> dict[Split, list[Ranking]]:
     """The set's training queries by split, each once."""
     assert each.train is not None
-    place_to_split = _splitter(data, has_dev=each.dev is not None)
+    shares = _Shares(data.gate, data.calibration, data.dev if each.dev is None else None)
     merged = _merged([ranking for ranking in each.train if query_key(ranking) not in barred])
     if (repeats := len(each.train) - len(merged)) > 0:
         notes.append(f"{each.name}: {repeats:,} training queries repeat another, or a held-out one; joined or left out")
     cut: dict[Split, list[Ranking]] = {"train": [], "dev": [], "calibration": [], "gate": []}
     for ranking in merged:
-        cut[place_to_split(place_of(query_key(ranking)))].append(ranking)
+        cut[split_at(place_of(query_key(ranking)), shares)].append(ranking)
     return cut
-
-
-def _splitter(data: RankData, *, has_dev: bool) -> Callable[[float], Split]:
-    """The rule of `split_at` with the recipe's shares; none goes to dev where the set has its own."""
-    dev: str | Cut = "" if has_dev else data.dev
-    rule = Data(train="", test="", dev=dev, calibration=data.calibration, gate=data.gate)
-    return lambda place: split_at(place, rule)
 
 
 def _merged(rankings: Sequence[Ranking]) -> list[Ranking]:

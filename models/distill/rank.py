@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.recipe.rank import RankDistil
-from models.students.cross_encoder import CrossEncoder
+from models.students.cross_encoder import score_pairs
+from models.students.encoder import EncoderStudent
 from models.teachers.cross_encoder import listwise_cross_entropy
 from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
 from models.teachers.pair_lists import PairLists, list_scores
@@ -87,7 +88,7 @@ def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, se
 
 
 def distil_ranker(
-    student: CrossEncoder,
+    student: EncoderStudent,
     data: RankTransfer,
     settings: RankDistil,
     *,
@@ -119,8 +120,7 @@ def distil_ranker(
 
     def score(batch: Padded) -> Tensor:
         with fast_matmul():
-            scores: Tensor = student(batch.input_ids, batch.attention_mask, batch.token_type_ids)
-        return scores
+            return score_pairs(student, batch)
 
     def loss(rows: Indices) -> Tensor:
         theirs, grades = lists.table(rows, data.scores), lists.table(rows, lists.grades)
@@ -132,9 +132,9 @@ def distil_ranker(
     student.eval()
 
 
-def _groups(student: CrossEncoder, settings: RankDistil) -> Sequence[Group]:
+def _groups(student: EncoderStudent, settings: RankDistil) -> Sequence[Group]:
     """Tables at their own rate and without decay; matrices with weight decay; the rest without."""
-    embeddings = student.encoder.embeddings
+    embeddings = student.embeddings
     tables: tuple[nn.Parameter, ...] = (*embeddings.tokens.parameters(), embeddings.positions)
     known = {id(p) for p in tables}
     others = [p for p in student.parameters() if id(p) not in known]
@@ -146,12 +146,11 @@ def _groups(student: CrossEncoder, settings: RankDistil) -> Sequence[Group]:
     )
 
 
-def scores_of(student: CrossEncoder, tokens: Tokens) -> npt.NDArray[np.float32]:
+def scores_of(student: EncoderStudent, tokens: Tokens) -> npt.NDArray[np.float32]:
     """The student's raw scores, float32 [N], computed in float32 by torch."""
     found = np.zeros(len(tokens), np.float32)
     student.eval()
     with torch.inference_mode():
         for rows in batches_in_order_of_length(tokens.lengths, batch_items=_EVALUATION_ITEMS):
-            batch = tokens.padded(rows)
-            found[rows] = student(batch.input_ids, batch.attention_mask, batch.token_type_ids).numpy()
+            found[rows] = score_pairs(student, tokens.padded(rows)).numpy()
     return found

@@ -20,7 +20,8 @@ from models.recipe.rank import RankRecipe
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
-from models.students.cross_encoder import CrossEncoder, CrossEncoderConfig, new_cross_encoder
+from models.students.cross_encoder import new_cross_encoder
+from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
 from models.teachers.cross_encoder import GradedLists, cross_encoder, fine_tune_ranker
 from models.teachers.labels import label
@@ -55,7 +56,7 @@ class TrainedRanker:
     """A trained student as it stands in its step's folder."""
 
     folder: Path
-    student: CrossEncoder
+    student: EncoderStudent
     trimmed: Trimmed
 
 
@@ -194,7 +195,7 @@ def _best_first(lists: Sequence[Ranking], scores: Scores) -> tuple[list[Ranking]
     return ordered, np.concatenate(theirs)
 
 
-def _save(folder: Path, student: CrossEncoder, trimmed: Trimmed) -> None:
+def _save(folder: Path, student: EncoderStudent, trimmed: Trimmed) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(state, folder / "student.safetensors")
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
@@ -204,7 +205,8 @@ def _save(folder: Path, student: CrossEncoder, trimmed: Trimmed) -> None:
 
 def load_ranker(folder: Path) -> TrainedRanker:
     """The student that `make_ranker` left in its step's folder."""
-    student = CrossEncoder(CrossEncoderConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
     student.load_state_dict(load_file(folder / "student.safetensors"))
     trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
     return TrainedRanker(folder, student.eval(), trimmed)
