@@ -33,6 +33,7 @@ _SUMMARIES: Final = {
     "refresh": "Make a new version of a student from a recipe and publish it.",
     "certify": "Certify the exits of a published version on a further backend or precision.",
     "import": "Wrap an existing model as a bundle, without training.",
+    "compare": "Compare many students of one task: quality against cost, and the frontier of them.",
     "evaluate": "Measure a student: quality, quality per exit, speed.",
     "loadtest": "Send a scenario's load to a server and hold the answers against its service level.",
 }

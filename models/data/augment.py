@@ -45,6 +45,19 @@ class Augmenter:
         known = set(texts)
         return [variant for variant in made if variant not in known]
 
+    def augment_pairs(self, pairs: Sequence[tuple[str, str]], rows: int) -> list[tuple[str, str]]:
+        """At most `rows` variants of each pair, each once: the pair the other way round, then both texts varied."""
+        made: dict[tuple[str, str], None] = {}
+        for first, second in pairs if rows else ():
+            left, right = (self.variants(text, rows - 1, pool=()) or [text] for text in (first, second))
+            varied = list(zip(left, right, strict=False))[: rows - 1]
+            made |= dict.fromkeys(pair for pair in ((second, first), *varied) if self._may_be(pair))
+        known = set(pairs)
+        return [pair for pair in made if pair not in known]
+
+    def _may_be(self, pair: tuple[str, str]) -> bool:
+        return not self._forbidden or group_key(Row(pair[0], text_pair=pair[1])) not in self._forbidden
+
     def variants(self, text: str, n: int, *, pool: Sequence[str] = ()) -> list[str]:
         """At most `n` distinct variants of `text`, none of them empty, forbidden or `text` itself.
 

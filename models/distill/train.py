@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
 from models.recipe.distil import Distil, Objective
-from models.students.encoder import Outputs
+from models.students.encoder import EncoderStudent, Outputs
 from models.students.student import Student, encoder_of, exit_names, labels_of, tables_of
 from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, States, Teacher
@@ -190,7 +190,7 @@ def distil(
     def loss(rows: Indices) -> Tensor:
         batch = data.tokens.padded(rows)
         with fast_matmul(bf16):
-            outputs = student(batch.input_ids, batch.attention_mask)
+            outputs = outputs_of(student, batch)
         states = None if inside is None else inside(batch)
         value: Tensor = criterion(outputs, logits[rows], gold[rows], batch.attention_mask.float(), states)
         return value
@@ -215,6 +215,15 @@ def _groups(student: Student, criterion: nn.Module, settings: Distil, *, table_f
     )
 
 
+def outputs_of(student: Student, batch: Padded) -> Outputs:
+    """A pass of the student over a batch; token types go to an encoder alone, which looks at them with pairs."""
+    if isinstance(student, EncoderStudent):
+        found: Outputs = student(batch.input_ids, batch.attention_mask, batch.token_type_ids)
+    else:
+        found = student(batch.input_ids, batch.attention_mask)
+    return found
+
+
 def logits_of(student: Student, tokens: Tokens) -> tuple[Matrix, ...]:
     """The student's raw logits at each of its K exits, float32 [N, C] each, computed in float32 by torch."""
     found = [np.zeros((len(tokens), labels_of(student)), np.float32) for _ in exit_names(student)]
@@ -222,6 +231,6 @@ def logits_of(student: Student, tokens: Tokens) -> tuple[Matrix, ...]:
     with torch.inference_mode():
         for rows in batches_in_order_of_length(tokens.lengths, batch_items=_EVALUATION_ITEMS):
             batch = tokens.padded(rows)
-            for into, logits in zip(found, student(batch.input_ids, batch.attention_mask).exits, strict=True):
+            for into, logits in zip(found, outputs_of(student, batch).exits, strict=True):
                 into[rows] = logits.numpy()
     return tuple(found)

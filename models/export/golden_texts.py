@@ -4,7 +4,10 @@ They hold what a backend or a tokenizer may get wrong: nothing at all, one chara
 punctuation, accents, other scripts, an emoji, words that fall into many pieces, and a text near the length limit.
 """
 
+from collections.abc import Sequence
 from typing import Final
+
+from service.runtime.encode import Text
 
 GOLDEN_TEXTS: Final[tuple[str, ...]] = (
     "The order arrived on Tuesday, two days early.",
@@ -20,3 +23,10 @@ GOLDEN_TEXTS: Final[tuple[str, ...]] = (
     "out of order, and parking cost far more than the website had said it would. I would stay again, but only if "
     "somebody else were paying for it.",
 )
+
+
+def golden_texts(texts: Sequence[str] = GOLDEN_TEXTS, *, pairs: bool) -> tuple[Text, ...]:
+    """The texts, or each of them with the next as a pair."""
+    if not pairs:
+        return tuple(texts)
+    return tuple(zip(texts, (*texts[1:], texts[0]), strict=True))

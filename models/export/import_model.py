@@ -18,7 +18,7 @@ from models.compress.smoothing import capped, evened
 from models.compress.token_table import quantise_token_table
 from models.export.bundle import BundleParts, write_draft
 from models.export.families import ImportRefused
-from models.export.golden_texts import GOLDEN_TEXTS
+from models.export.golden_texts import golden_texts
 from models.export.provenance import make_provenance
 from models.export.sources import Imported
 from models.export.stages import ExportedStage, export_stages
@@ -109,7 +109,7 @@ def _parts(
         exits=(Exit.model_validate({"id": "full", "stage": exported.stage.id, "output": output, "depth": 1.0}),),
         graphs=graphs,
         default_precision="int8" if "int8" in graphs else "fp32",
-        golden_texts=_golden_texts(imported.pairs),
+        golden_texts=golden_texts(pairs=imported.pairs),
         provenance=make_provenance(
             "import",
             teacher=f"{imported.source}, weights sha256 {imported.weights_sha256}",
@@ -117,12 +117,6 @@ def _parts(
             notes=(*imported.notes, *(() if fidelity is None else (fidelity.line(),))),
         ),
     )
-
-
-def _golden_texts(pairs: bool) -> tuple[Text, ...]:
-    if not pairs:
-        return GOLDEN_TEXTS
-    return tuple(zip(GOLDEN_TEXTS, (*GOLDEN_TEXTS[1:], GOLDEN_TEXTS[0]), strict=True))
 
 
 def _quantise(imported: Imported, exported: ExportedStage, int8: Path, texts: Sequence[Text]) -> Receipt:

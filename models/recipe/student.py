@@ -3,7 +3,7 @@ written."""
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from models.recipe.parts import Count, Part, Positive, Share
 
@@ -13,6 +13,7 @@ class EncoderSettings(Part):
 
     `token_width`: width of the token table where it is not `hidden` (then projected). `local_features`: channels of
     a convolution over three tokens that the exit at 0 sees too; 0 for none. `head_width`: of each exit's inner layer.
+    `attention_width`: of all heads of a layer together, where it is not `hidden`.
     """
 
     architecture: Literal["encoder"] = "encoder"
@@ -32,11 +33,22 @@ class EncoderSettings(Part):
     vocabulary_min_count: Count = 1
     max_tokens: Annotated[int, Field(ge=8, le=512)] = 64
     dropout: Share = 0.1
+    attention_width: Count | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_width(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # subtle: a recipe that does not use this key keeps the digest it had before there was one
+        found: dict[str, Any] = plainly(self)
+        if self.attention_width is None:
+            found.pop("attention_width", None)
+        return found
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError("hidden must be a multiple of heads")
+        if self.attention_width is not None and self.attention_width % self.heads:
+            raise ValueError("attention_width must be a multiple of heads")
         if list(self.exits) != sorted(set(self.exits)) or self.exits[-1] != self.layers:
             raise ValueError("exits must rise and end at layers")
         if self.initialise == "teacher-layers" and len(self.teacher_layers) != self.layers:

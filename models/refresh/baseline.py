@@ -1,11 +1,12 @@
 """The baseline beside every student: fitted once on the training rows, asked once for every split it is judged on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sklearn
 
+from models.data.rows import Row
 from models.evaluate.baseline import (
     INVERSE_DECAY,
     LEAST_TEXTS,
@@ -16,7 +17,7 @@ from models.evaluate.baseline import (
     tfidf_answers,
 )
 from models.evaluate.quality import EvaluationRows
-from models.refresh.training import Run, texts_of
+from models.refresh.training import Run
 
 BASELINE_STEP = 1
 
@@ -34,14 +35,19 @@ def baseline_answers(run: Run) -> Mapping[str, tuple[str, ...]]:
 
     def make(folder: Path) -> None:
         labels = [str(row.label) for row in run.splits.train]
-        asked = [texts_of(getattr(run.splits, split)) for split in _SPLITS]
-        answers = tfidf_answers(texts_of(run.splits.train), labels, asked)
+        asked = [_words(getattr(run.splits, split)) for split in _SPLITS]
+        answers = tfidf_answers(_words(run.splits.train), labels, asked)
         document = dict(zip(_SPLITS, answers, strict=True))
         (folder / "answers.json").write_text(json.dumps(document), encoding="utf-8")
 
     folder = run.cache.run("baseline", inputs, make)
     document = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     return {split: tuple(answers) for split, answers in document.items()}
+
+
+def _words(rows: Sequence[Row]) -> list[str]:
+    """The rows' texts; those of a pair one after the other."""
+    return [row.text if row.text_pair is None else f"{row.text} {row.text_pair}" for row in rows]
 
 
 def baseline_on(run: Run, split: str, rows: EvaluationRows) -> BaselineQuality:

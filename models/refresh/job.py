@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from models.data.cuts import prepare, split_sources
 from models.errors import GateFailed, RecipeInvalid
+from models.evaluate.by_file import FileQuality, by_file
 from models.evaluate.quality import StudentQuality, quality_for_manifest
 from models.evaluate.speed import Timing, frontier, pinned
 from models.evaluate.variants import Variant, backend_libraries, require_backends, variants
@@ -31,10 +32,19 @@ from models.refresh.proving import (
     rows_to_judge,
 )
 from models.refresh.publishing import Published, publish, teacher_name
-from models.refresh.training import Run, make_student, make_teacher, make_transfer_texts, teacher_labels, texts_of
+from models.refresh.training import (
+    Run,
+    check_shape,
+    make_student,
+    make_teacher,
+    make_transfer_texts,
+    teacher_labels,
+    texts_of,
+)
 from models.report.card import Card, GateResult, write_card
 from models.report.seeds import SeedResult, seed_result
 from models.teachers.teacher import Teacher, neighbours
+from models.teachers.tokens import Text
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate, Provenance
 from service.store.store import Store
@@ -107,8 +117,7 @@ def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
     if recipe.task != "classify":
         raise RecipeInvalid(f"task: {recipe.task}: the refresh job makes classify students")
     splits = prepare(recipe)
-    for part in (splits.train, splits.dev, splits.calibration, splits.gate, splits.test):
-        texts_of(part)
+    check_shape(recipe, splits)
     rows = {split: len(getattr(splits, split)) for split in ("train", "dev", "calibration", "gate", "test")}
     reporter.say("data: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()))
     for note in splits.notes:
@@ -172,7 +181,8 @@ def _seed(run: Run, teacher: Teacher, transfer: Transfer) -> SeedResult:
 
     def make(folder: Path) -> None:
         bundle = _assembled(run, teacher, candidate, folder / "bundle")
-        result = seed_result(run.recipe.seed, _on_test(run, teacher, bundle)[0], risk=run.recipe.exits.default_risk)
+        answers = teacher_labels(run, teacher, run.splits.test)
+        result = seed_result(run.recipe.seed, _on_test(run, bundle, answers)[0], risk=run.recipe.exits.default_risk)
         (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
     folder = run.cache.run("seed", inputs, make)
@@ -198,10 +208,12 @@ def _version(
 
     def make(folder: Path) -> None:
         bundle = _assembled(run, teacher, candidate, folder / "bundle")
-        qualities = _on_test(run, teacher, bundle)
+        answers = teacher_labels(run, teacher, run.splits.test)
+        qualities = _on_test(run, bundle, answers)
+        files = _on_test_files(run, bundle, answers)
         first = seed_result(run.recipe.seed, qualities[0], risk=run.recipe.exits.default_risk)
         card = _card(run, teacher, candidate, bundle, gates, qualities, [first, *others])
-        write_card(card, folder / "card")
+        write_card(replace(card, files=files), folder / "card")
         _assembled(run, teacher, candidate, folder / "bundle", qualities=qualities, card_dir=folder / "card")
 
     return run.cache.run("version", inputs, make) / "bundle"
@@ -274,9 +286,16 @@ def _judged(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...
     return (*judge(bundle, run.recipe, measured), *judge_company(bundle, wanted, rows))
 
 
-def _on_test(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[StudentQuality, ...]:
-    rows = run.splits.test
-    return measure(bundle, _variants(run.recipe), rows_to_judge(rows, teacher_labels(run, teacher, rows)))
+def _on_test(run: Run, bundle: Bundle, teacher: Sequence[str]) -> tuple[StudentQuality, ...]:
+    """The measurements on the test rows, which the teacher labelled so."""
+    return measure(bundle, _variants(run.recipe), rows_to_judge(run.splits.test, teacher))
+
+
+def _on_test_files(run: Run, bundle: Bundle, teacher: Sequence[str]) -> tuple[FileQuality, ...]:
+    """The same for each test file, where there are several."""
+    if isinstance(run.recipe.data.test, str):
+        return ()
+    return by_file(first_variant(run.recipe).load(bundle), run.splits.test, teacher)
 
 
 def _card(
@@ -311,7 +330,7 @@ def _costs(cache: StepCache) -> tuple[str, ...]:
     return tuple(receipt.line() for receipt in cache.receipts if first[receipt.step, receipt.digest] is receipt)
 
 
-def _frontier(bundle: Bundle, recipe: ClassifyRecipe, texts: Sequence[str]) -> tuple[Timing, ...]:
+def _frontier(bundle: Bundle, recipe: ClassifyRecipe, texts: Sequence[Text]) -> tuple[Timing, ...]:
     with pinned(None):
         return frontier(first_variant(recipe).load(bundle), texts)
 

@@ -22,13 +22,13 @@ from models.compress.receipt import Receipt, make_receipt
 from models.compress.token_table import quantise_token_table
 from models.distill.train import TransferSet, distil
 from models.export.bundle import BundleParts, write_draft
-from models.export.golden_texts import GOLDEN_TEXTS
+from models.export.golden_texts import GOLDEN_TEXTS, golden_texts
 from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
-from models.refresh.training import Run, Trained, diverging, texts_of
+from models.refresh.training import Run, Trained, diverging, takes_pairs, texts_of
 from models.students.student import Student, exit_names
 from models.teachers.teacher import Teacher
-from models.teachers.tokens import tokenise
+from models.teachers.tokens import Text, tokenise
 from service.bundle.manifest import Exit, Provenance
 
 DRAFT_STEP = 1
@@ -49,7 +49,7 @@ class Draft:
 class Transfer:
     """The transfer set's texts and gold labels (-1 for none)."""
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     gold: npt.NDArray[np.int64]
 
 
@@ -83,7 +83,8 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
             graphs={precision: graphs[precision] for precision in recipe.publish.precisions},
             default_precision=recipe.publish.default_precision,
             provenance=provenance,
-            golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
+            pairs="joint" if takes_pairs(run.splits) else "none",
+            golden_texts=golden_texts((*GOLDEN_TEXTS, *recipe.golden_texts), pairs=takes_pairs(run.splits)),
         )
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # what a killed run left
         write_draft(folder / "bundle", parts)
@@ -158,14 +159,20 @@ def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dic
     """Evenly spread whole training rows in the student's ids; the longest rows, where they are parts of others."""
     texts = texts_of(run.splits.train)
     if run.recipe.data.parts == "substrings":
-        texts = sorted(texts, key=len)[-4 * settings.rows :]
+        texts = sorted(texts, key=lambda text: len(str(text)))[-4 * settings.rows :]
     chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
     order = np.argsort(tokens.lengths, kind="stable")
     batches = []
     for begin in range(0, len(order), _CALIBRATION_BATCH):
         padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
-        batches.append({"input_ids": padded.input_ids.numpy(), "attention_mask": padded.attention_mask.numpy()})
+        batches.append(
+            {
+                "input_ids": padded.input_ids.numpy(),
+                "attention_mask": padded.attention_mask.numpy(),
+                "token_type_ids": padded.token_type_ids.numpy(),
+            }
+        )
     return batches
 
 

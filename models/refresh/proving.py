@@ -85,8 +85,12 @@ def promise_of(recipe: ClassifyRecipe, split_b: Sequence[Row]) -> Promise:
         risks=_risks(recipe),
         population=recipe.data.population or f"rows like those of the training data of {recipe.name}",
         population_digest=keys_digest([group_key(row) for row in split_b]),
-        input_policy=f"single texts, cut at the end to {recipe.student.max_tokens} tokens",
+        input_policy=f"{_shape(split_b)}, cut at the end to {recipe.student.max_tokens} tokens",
     )
+
+
+def _shape(rows: Sequence[Row]) -> str:
+    return "single texts" if rows[0].text_pair is None else "pairs of texts as one sequence"
 
 
 def first_variant(recipe: ClassifyRecipe) -> Variant:

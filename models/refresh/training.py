@@ -76,12 +76,26 @@ class Trained:
     trimmed: Trimmed
 
 
-def texts_of(rows: Sequence[Row]) -> list[str]:
-    """The texts of single-text rows. Raises: RecipeInvalid: a row is a pair, which no student here takes."""
-    for row in rows:
-        if row.text_pair is not None:
-            raise RecipeInvalid(f"{row.file}:{row.line}: text_pair: classify students take single texts")
-    return [row.text for row in rows]
+def texts_of(rows: Sequence[Row]) -> list[Text]:
+    """What the rows show a model: texts, or pairs of texts."""
+    return [text_of(row) for row in rows]
+
+
+def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
+    """Raises: RecipeInvalid: the rows are pairs, and the recipe's student or its compression is for single texts."""
+    if not takes_pairs(splits):
+        return
+    first = splits.train[0]
+    where = f"{first.file}:{first.line}: text_pair"
+    if not isinstance(recipe.student, EncoderSettings):
+        raise RecipeInvalid(f"{where}: student.architecture {recipe.student.architecture} takes single texts")
+    if recipe.student.local_features or any(entry.int8 == "qat" for entry in recipe.compress):
+        raise RecipeInvalid(f"{where}: student.local_features and compress qat are for single texts")
+
+
+def takes_pairs(splits: Splits) -> bool:
+    """Whether the rows are pairs; they all are, or none is."""
+    return splits.train[0].text_pair is not None
 
 
 def make_teacher(run: Run) -> Teacher:
@@ -119,7 +133,7 @@ def make_teacher(run: Run) -> Teacher:
     return load_teacher(run.cache.run("teacher", inputs, make) / "teacher")
 
 
-def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[list[str], npt.NDArray[np.int64]]:
+def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[list[Text], npt.NDArray[np.int64]]:
     """What the student learns from: training texts, their variants, unlabelled texts; and the gold labels, -1 for none.
 
     Args:
@@ -137,19 +151,21 @@ def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[li
 
     def make(folder: Path) -> None:
         augmenter = Augmenter(neighbours(teacher), settings, settings.seed, forbidden=splits.held_out_keys())
-        varied = [text for text in train if len(text.split()) >= settings.min_words]
-        variants = augmenter.augment_all(varied, settings.rows)
+        singles = [text for text in train if isinstance(text, str) and len(text.split()) >= settings.min_words]
+        pairs = [text for text in train if not isinstance(text, str)]
+        variants = [*augmenter.augment_all(singles, settings.rows), *augmenter.augment_pairs(pairs, settings.rows)]
         (folder / "variants.json").write_text(json.dumps(variants), encoding="utf-8")
 
     folder = run.cache.run("transfer", inputs, make)
-    variants = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
+    made = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
+    variants: list[Text] = [variant if isinstance(variant, str) else (variant[0], variant[1]) for variant in made]
     texts = [*train, *variants, *splits.unlabelled]
     gold = np.full(len(texts), -1, dtype=np.int64)
     gold[: len(train)] = gold_of(splits.train, splits.labels)
     return texts, gold
 
 
-def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDArray[np.int64]) -> Trained:
+def make_student(run: Run, teacher: Teacher, texts: Sequence[Text], gold: npt.NDArray[np.int64]) -> Trained:
     """The distilled student, in float32 (a cached step)."""
     recipe = run.recipe
     inputs = {
@@ -172,6 +188,8 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[str], gold: npt.NDA
             trimmed=trimmed,
             state=teacher.encoder_state(),
             seed=recipe.seed,
+            pairs=takes_pairs(run.splits),
+            teacher_heads=int(teacher.config.num_attention_heads),
         )
         tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=recipe.student.max_tokens)
         with run.reporter.step("student") as progress, diverging():

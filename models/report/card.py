@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.evaluate.baseline import BaselineQuality
+from models.evaluate.by_file import FileQuality
 from models.evaluate.company import CompanyCheck
 from models.evaluate.quality import StudentQuality
 from models.evaluate.resplits import ResplitSummary
@@ -59,6 +60,7 @@ class Card:
     commands: what makes and measures this version.
     frontier: speeds of exits and points of the default precision, for the plot.
     seeds: the same recipe with other seeds, this version's first.
+    files: each of several test files by itself.
     costs: what each step of the job cost, one line each.
     baselines: what simpler systems reach on the same rows.
     """
@@ -76,6 +78,7 @@ class Card:
     company: tuple[CompanyCheck, ...] = ()
     speed: SpeedReport | None = None
     seeds: tuple[SeedResult, ...] = ()
+    files: tuple[FileQuality, ...] = ()
     costs: tuple[str, ...] = ()
     baselines: tuple[BaselineQuality, ...] = ()
 
@@ -108,6 +111,7 @@ def render(card: Card, *, plots: Sequence[str] = ()) -> str:
         ("What the exits promise", _promises(card)),
         ("Quality", _quality(card)),
         ("Plots", "\n".join(f"![{Path(plot).stem}]({plot})" for plot in plots)),
+        ("By test file", _by_file(card)),
         ("By predicted label", _label_bounds(card)),
         ("Other seeds", seeds_table(card.seeds) if len(card.seeds) > 1 else ""),
         ("Calibration drawn again", _resplits(card.resplits)),
@@ -237,6 +241,28 @@ def _teacher_table(card: Card) -> str:
                     "–" if kept is None else f"{kept.low:.4f} to {kept.high:.4f}",
                 ]
             )
+    return markdown(head, rows)
+
+
+def _by_file(card: Card) -> str:
+    if not card.files:
+        return ""
+    labels = card.manifest.labels
+    f1 = f"F1 of {labels[1]}" if len(labels) == 2 else "macro F1"
+    head = ["file", "rows", "setting", "accuracy", f1, "accuracy ÷ teacher", "95% interval", "F1 ÷ teacher"]
+    rows = [
+        [
+            each.file,
+            f"{each.rows:,}",
+            each.setting,
+            percent(each.accuracy),
+            percent(each.f1),
+            "–" if each.retention is None else f"{each.retention.value:.4f}",
+            "–" if each.retention is None else f"{each.retention.low:.4f} to {each.retention.high:.4f}",
+            "–" if each.f1_retention is None else f"{each.f1_retention:.4f}",
+        ]
+        for each in card.files
+    ]
     return markdown(head, rows)
 
 

@@ -23,6 +23,7 @@ Size = Literal["bundle_bytes", "memory_bytes"]
 
 NOISE: Final = 0.03
 NEAR_BEST: Final = 0.01
+FULL_DEPTH: Final = "full depth"
 FRONTIER, LEAST_BYTES, LEAST_MEMORY = "frontier", "smallest bundle", "least memory"
 
 _DOTS_PER_INCH = 80
@@ -41,7 +42,7 @@ class Point:
     """
 
     name: str
-    setting: str = "full depth"
+    setting: str = FULL_DEPTH
     quality: Interval | None = None
     macro_f1: Interval | None = None
     retention: Interval | None = None
@@ -131,13 +132,10 @@ def _smallness(point: Point, size: Size) -> tuple[float, float, float]:
 
 def marks(points: Sequence[Point]) -> tuple[tuple[str, ...], ...]:
     """What is worth saying of each point: on the frontier, or the smallest near the best."""
-    kept, least = set(frontier(points)), {LEAST_BYTES: "bundle_bytes", LEAST_MEMORY: "memory_bytes"}
-    places: dict[str, int | None] = {
-        LEAST_BYTES: smallest(points, "bundle_bytes"),
-        LEAST_MEMORY: smallest(points, "memory_bytes"),
-    }
+    kept = set(frontier(points))
+    least = {LEAST_BYTES: smallest(points, "bundle_bytes"), LEAST_MEMORY: smallest(points, "memory_bytes")}
     return tuple(
-        (*((FRONTIER,) if at in kept else ()), *(name for name in least if places[name] == at))
+        (*((FRONTIER,) if at in kept else ()), *(name for name, place in least.items() if place == at))
         for at in range(len(points))
     )
 
@@ -169,7 +167,7 @@ def _line(point: Point, mark: Sequence[str], *, shown: Callable[[float], str], s
     name = f"**{point.name}**" if FRONTIER in mark else point.name
     return [
         name,
-        point.setting,
+        "–" if point.reference else point.setting,
         "not made" if point.failed else _interval(point.quality, shown),
         *([_interval(point.macro_f1, shown)] if scored else []),
         _interval(point.retention, _plain),
@@ -200,6 +198,44 @@ def _number(value: float | None, digits: int, *, unit: int = 1) -> str:
     return "–" if value is None else f"{value / unit:,.{digits}f}"
 
 
+def comparison_page(found: Comparison, *, picture: str | None = None) -> str:
+    """The whole of it as Markdown: how, the table, what to ship, what was not made, what to know.
+
+    Args:
+        picture: the plot's file, where the page is a file beside it.
+    """
+    parts = [
+        f"# {found.task}: {len({point.name for point in found.points if not point.reference})} students compared",
+        f"{found.measure} on {found.split}; {found.timed}.",
+        *([f"![{found.measure} against processor time]({picture})"] if picture else []),
+        comparison_table(found),
+        "\n".join(_verdict(found)),
+    ]
+    if found.failed:
+        parts.append("Not made:\n\n" + "\n".join(f"- {point.name}: {point.failed}" for point in found.failed))
+    parts.append("\n".join(f"- {note}" for note in found.notes))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _verdict(found: Comparison) -> list[str]:
+    kept = [_full_name(found.points[at]) for at in frontier(found.points)]
+    lines = [f"- Worth shipping, cheapest first: {'; '.join(kept) or 'none'}."]
+    sizes: tuple[tuple[str, Size], ...] = ((LEAST_BYTES, "bundle_bytes"), (LEAST_MEMORY, "memory_bytes"))
+    for name, size in sizes:
+        place = smallest(found.points, size)
+        if place is not None:
+            lines.append(f"- Within one point of the best, {name}: {_full_name(found.points[place])}.")
+    lines.append(
+        f"- Left out is what another beats: at least as good and {NOISE:.0%} cheaper at batch 32, or better and not "
+        "dearer. Whether a difference in quality is more than chance, its interval says."
+    )
+    return lines
+
+
+def _full_name(point: Point) -> str:
+    return point.name if point.setting == FULL_DEPTH else f"{point.name}, {point.setting}"
+
+
 def plot_comparison(path: Path, found: Comparison) -> None:
     """Quality with its interval against processor time a text (log), the frontier's line, and names."""
     figure = Figure(figsize=(8.0, 4.6))
@@ -218,7 +254,8 @@ def plot_comparison(path: Path, found: Comparison) -> None:
     panel.set_xlabel("µs of processor time a text (batch 32, one core)")
     panel.set_ylabel(f"{found.measure}, {found.split}", fontsize=9)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     FigureCanvasAgg(figure)
     figure.tight_layout()
     # subtle: no software version in the file, so that the same numbers give the same bytes
@@ -262,10 +299,10 @@ def _line_of_frontier(panel: Any, points: Sequence[Point]) -> None:
     if not points:
         return
     costs, values = [point.cost for point in points], [point.value for point in points]
-    panel.plot(costs, values, color="black", linewidth=1.0, alpha=0.5, drawstyle="steps-post", label="worth shipping")
-    for number, point in enumerate(points):
-        text = point.name if point.setting == "full depth" else f"{point.name}, {point.setting}"
-        below = number % 2 == 1
-        panel.annotate(
-            text, (point.cost, point.value), textcoords="offset points", xytext=(5, -11 if below else 6), fontsize=7
-        )
+    panel.plot(costs, values, color="black", linewidth=1.0, alpha=0.5, drawstyle="steps-post")
+    ring = {"color": "black", "markersize": 11, "fillstyle": "none", "markeredgewidth": 0.8, "linestyle": ""}
+    panel.plot(costs, values, marker="o", label="worth shipping\n(a number: its risk)", **ring)
+    for point in points:
+        # names are in the legend: written here, those of near points would cover one another
+        text = "" if point.setting == FULL_DEPTH else point.setting.removeprefix("risk ")
+        panel.annotate(text, (point.cost, point.value), textcoords="offset points", xytext=(6, 6), fontsize=7)

@@ -31,6 +31,8 @@ def new_student(
     trimmed: Trimmed,
     state: State,
     seed: int,
+    pairs: bool = False,
+    teacher_heads: int | None = None,
 ) -> Student:
     """Make and initialise a student.
 
@@ -40,6 +42,8 @@ def new_student(
         trimmed: its vocabulary.
         state: the teacher encoder's weights by their Hugging Face names (`Teacher.encoder_state`).
         seed: decides every random weight.
+        pairs: the texts are pairs, read as one sequence; for an encoder.
+        teacher_heads: attention heads of each of the teacher's layers; None: the student's.
     Raises: RecipeInvalid: the shape does not fit what it is to be initialised from.
     """
     torch.manual_seed(seed)
@@ -47,18 +51,20 @@ def new_student(
         shape = _ngram_config(settings.ngram, n_labels, trimmed, settings.max_tokens)
         cascade = CascadeStudent(CascadeConfig(shape, _encoder_config(settings.encoder, n_labels, trimmed)))
         _start_ngram(cascade.ngram, settings.ngram, trimmed, state)
-        _start_encoder(cascade.encoder, settings.encoder, trimmed, state)
+        _start_encoder(cascade.encoder, settings.encoder, trimmed, state, teacher_heads=teacher_heads)
         return cascade
     if isinstance(settings, NgramSettings):
         bag = NgramStudent(_ngram_config(settings, n_labels, trimmed, settings.max_tokens))
         _start_ngram(bag, settings, trimmed, state)
         return bag
-    encoder = EncoderStudent(_encoder_config(settings, n_labels, trimmed))
-    _start_encoder(encoder, settings, trimmed, state)
+    encoder = EncoderStudent(_encoder_config(settings, n_labels, trimmed, pairs=pairs))
+    _start_encoder(encoder, settings, trimmed, state, teacher_heads=teacher_heads)
     return encoder
 
 
-def _encoder_config(settings: EncoderSettings, n_labels: int, trimmed: Trimmed) -> EncoderConfig:
+def _encoder_config(
+    settings: EncoderSettings, n_labels: int, trimmed: Trimmed, *, pairs: bool = False
+) -> EncoderConfig:
     return EncoderConfig(
         vocabulary=len(trimmed.kept_ids),
         width=n_labels,
@@ -73,14 +79,23 @@ def _encoder_config(settings: EncoderSettings, n_labels: int, trimmed: Trimmed) 
         head_width=settings.head_width,
         activation=settings.activation,
         dropout=settings.dropout,
+        attention_width=settings.attention_width,
+        pairs=pairs,
     )
 
 
-def _start_encoder(student: EncoderStudent, settings: EncoderSettings, trimmed: Trimmed, state: State) -> None:
+def _start_encoder(
+    student: EncoderStudent,
+    settings: EncoderSettings,
+    trimmed: Trimmed,
+    state: State,
+    *,
+    teacher_heads: int | None,
+) -> None:
     if settings.embeddings != "random":
         from_teacher_embeddings(student, state, trimmed.kept_ids, whole=settings.embeddings == "teacher")
     if settings.initialise == "teacher-layers":
-        from_teacher_layers(student, state, settings.teacher_layers)
+        from_teacher_layers(student, state, settings.teacher_layers, teacher_heads=teacher_heads)
 
 
 def _ngram_config(settings: NgramShape, n_labels: int, trimmed: Trimmed, max_tokens: int) -> NgramConfig:

@@ -176,3 +176,25 @@ def test_an_embedding_depends_neither_on_company_nor_on_padding():
         length = int(mask[row].sum())
         alone = model(ids[row : row + 1, :length], mask[row : row + 1, :length]).exits[0]
         torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=1e-5)
+
+
+def test_token_types_tell_the_texts_of_a_pair_apart():
+    model = student(replace(CONFIG, pairs=True))
+    with torch.no_grad():
+        model.embeddings.second.normal_()
+    ids, mask = batch()
+    types = torch.zeros_like(ids)
+    types[:, ids.shape[1] // 2 :] = 1
+    first, second = model(ids, mask, types).exits[-1], model(ids, mask, 1 - types).exits[-1]
+    assert not torch.allclose(first, second, atol=1e-3)
+    stages = model.stages()
+    assert stages[0].input_names == ("input_ids", "attention_mask", "token_type_ids")
+    assert stages[1].input_names == ("hidden", "attention_mask")
+    hidden, _ = stages[0](ids, mask, types)
+    torch.testing.assert_close(hidden, model(ids, mask, types).hidden[0])
+
+
+def test_without_pairs_token_types_are_not_looked_at():
+    model = student()
+    ids, mask = batch()
+    torch.testing.assert_close(model(ids, mask, torch.ones_like(ids)).exits, model(ids, mask).exits)

@@ -1,0 +1,121 @@
+"""The verb `understudy compare RECIPE...`."""
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from safetensors import SafetensorError
+
+from models.errors import RecipeInvalid
+from models.evaluate.speed import REPEATS, SINGLE_ROWS
+from models.recipe.parts import FIRST_BACKEND, Recipe
+from models.recipe.read import read_recipe
+from models.refresh.cache import StepCache, sole_user
+from models.refresh.command import WorkFailed
+from models.refresh.comparing import MOST_ROWS, Costing, Field, compare
+from models.refresh.progress import Reporter
+from models.report.frontier import Comparison, comparison_page, marks, plot_comparison
+
+PICTURE: Final = "compare.png"
+
+
+def command(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes of one task, YAML files with the same dev rows.")],
+    student: Annotated[
+        list[str] | None, typer.Option(help="NAME[@VERSION] of the store, or a bundle's folder; may be repeated.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="The teacher as a bundle, in the store or its folder: its costs are measured too."),
+    ] = None,
+    store: Annotated[Path, typer.Option(envvar="UNDERSTUDY_STORE", help="The store of --student.")] = Path(
+        "models/store"
+    ),
+    runs: Annotated[Path, typer.Option(help="Where steps keep what they made; refresh uses the same.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="The folder for compare.md, compare.json and compare.png.")] = Path(
+        "compare"
+    ),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="FILE:KEY.KEY=VALUE: override one key of FILE.yaml.")
+    ] = None,
+    most_rows: Annotated[int, typer.Option(min=1, help="Time about so many dev texts at batch 32.")] = MOST_ROWS,
+    single_rows: Annotated[int, typer.Option(min=1, help="Time about so many of them one by one.")] = SINGLE_ROWS,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats, interleaved; the median counts.")] = REPEATS,
+    backend: Annotated[str, typer.Option(help="The backend to measure on.")] = FIRST_BACKEND,
+    core: Annotated[int | None, typer.Option(min=0, help="Which core; default: the last allowed.")] = None,
+    resume: Annotated[bool, typer.Option(help="Continue an interrupted step at its last checkpoint.")] = False,
+) -> None:
+    """Compare many students of one task: quality on dev, processor time, memory and bytes, and the frontier of them.
+
+    Students that are made already are only measured; the others are made first, held to no gate and not published.
+    A recipe whose student cannot be made is listed as such, and the exit status is 2.
+    """
+    reporter = Reporter()
+    field = Field(
+        recipes=tuple(zip((path.name for path in recipes), _read(recipes, overrides or ()), strict=True)),
+        store=store,
+        students=tuple(student or ()),
+        teacher=teacher,
+    )
+    costing = Costing(backend, core, most_rows, single_rows, repeats)
+    _writable(out)
+    try:
+        with sole_user(runs):
+            found = compare(field, costing, StepCache(runs, resume=resume), reporter)
+        write_comparison(found, out)
+    except KeyboardInterrupt:
+        reporter.say("interrupted; --resume continues at the last checkpoint")
+        raise
+    except (OSError, SafetensorError) as error:
+        where, why = getattr(error, "filename", None) or runs, getattr(error, "strerror", None) or error
+        raise WorkFailed(f"{where}: {why}") from error
+    sys.stdout.write(comparison_page(found))
+    if found.failed:
+        raise typer.Exit(2)
+
+
+def _read(files: Sequence[Path], overrides: Sequence[str]) -> list[Recipe]:
+    """The recipes, each with the overrides of its own. Raises: RecipeInvalid."""
+    given: dict[str, list[str]] = {path.stem: [] for path in files}
+    for override in overrides:
+        stem, colon, change = override.partition(":")
+        if not colon or stem not in given:
+            raise RecipeInvalid(f"--set {override}: must be FILE:KEY.KEY=VALUE, FILE one of {', '.join(given)}")
+        given[stem].append(change)
+    return [read_recipe(path, overrides=tuple(given[path.stem])) for path in files]
+
+
+def _writable(out: Path) -> None:
+    """Make the folder. Raises: WorkFailed: it cannot be made, or takes no file."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise WorkFailed(f"--out {out}: {error.strerror}") from error
+
+
+def write_comparison(found: Comparison, out: Path) -> None:
+    """`compare.md`, `compare.json` and `compare.png` in the folder. Raises: OSError."""
+    plot_comparison(out / PICTURE, found)
+    said = marks(found.points)
+    points = [{**asdict(point), "marks": mark} for point, mark in zip(found.points, said, strict=True)]
+    document = _numbers({**asdict(found), "points": points})
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "compare.json").write_text(f"{text}\n", encoding="utf-8")
+    (out / "compare.md").write_text(comparison_page(found, picture=PICTURE), encoding="utf-8")
+
+
+def _numbers(value: Any) -> Any:
+    """The same with None for what is no number, which JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,367 @@
+"""Many students of one task, made or found made, measured on the same dev rows in one run."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from models.errors import DataInvalid, OfflineError, RecipeInvalid
+from models.evaluate.footprint import METHOD, memory_of, parameters_of, served_bytes
+from models.evaluate.opening import open_bundle
+from models.evaluate.quality import layers_of
+from models.evaluate.speed import (
+    BATCH_ITEMS,
+    REPEATS,
+    SINGLE_ROWS,
+    Contender,
+    Timing,
+    machine_name,
+    measure,
+    pinned,
+    student_contenders,
+)
+from models.evaluate.standing import MEASURES, Standing
+from models.evaluate.variants import Variant, require_backends
+from models.recipe.parts import FIRST_BACKEND, Recipe
+from models.refresh.cache import StepCache
+from models.refresh.drafted import Drafted
+from models.refresh.grounds import Ground, Judge, ground_of
+from models.refresh.progress import Reporter
+from models.report.frontier import Comparison, Point
+from service.bundle.load import Bundle, load_bundle
+from service.bundle.manifest import Manifest
+from service.errors import BundleError, ServiceError, SettingsInvalid
+from service.runtime.student import Student
+
+MOST_ROWS: Final = 1_000
+
+_MENDABLE = (OfflineError, BundleError, SettingsInvalid, ServiceError)
+
+
+@dataclass(frozen=True, slots=True)
+class Costing:
+    """How costs are taken.
+
+    core: None: the last allowed. most_rows: about so many dev texts are run at batch 32; single_rows: at batch 1.
+    repeats: the median counts.
+    """
+
+    backend: str = FIRST_BACKEND
+    core: int | None = None
+    most_rows: int = MOST_ROWS
+    single_rows: int = SINGLE_ROWS
+    repeats: int = REPEATS
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Who is compared.
+
+    recipes: at least one, each with the name of its file, for people. students: further ones, as `NAME`,
+    `NAME@VERSION` or `NAME@ALIAS` in `store`, or a bundle's folder. teacher: such a reference to the teacher as a
+    bundle, whose costs are measured too.
+    """
+
+    recipes: tuple[tuple[str, Recipe], ...]
+    store: Path
+    students: tuple[str, ...] = ()
+    teacher: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entrant:
+    """A bundle to be measured, and what it reaches; a reference needs no standing."""
+
+    name: str
+    bundle: Bundle
+    precision: str
+    standings: tuple[Standing, ...]
+    reference: bool = False
+
+    @property
+    def risks(self) -> tuple[float, ...]:
+        return tuple(each.risk for each in self.standings if each.risk is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A teacher: its judge, and what is known of it."""
+
+    judge: Judge
+    recipes: tuple[str, ...]
+    parameters: int
+    weight_bytes: int
+
+
+def compare(field: Field, costing: Costing, cache: StepCache, reporter: Reporter) -> Comparison:
+    """Make what is not made yet, and measure all of it.
+
+    Raises:
+        OfflineError: a recipe or its data are wrong, or recipes do not stand on the same dev rows; a student or the
+            teacher's bundle does not fit them. Nothing was made.
+        StoreError, BundleError: a student or the teacher's bundle is not there, or broken. Nothing was made.
+    """
+    require_backends([costing.backend], where="--backend")
+    _one_task(field.recipes)
+    others = _opened(field)
+    teacher = None if field.teacher is None else open_bundle(field.teacher, store=field.store)
+    names = unique_names(field.recipes)
+    grounds = {name: ground_of(recipe, cache, reporter) for name, (_, recipe) in zip(names, field.recipes, strict=True)}
+    ground = _common(grounds)
+    for name, bundle in others.items():
+        _fits(f"student {name}", bundle.manifest, ground)
+    if teacher is not None:
+        _takes(f"--teacher {field.teacher}", teacher.manifest, ground)
+    return _Comparing(ground, costing, reporter).run(grounds, others, teacher)
+
+
+def _opened(field: Field) -> dict[str, Bundle]:
+    """The further students by NAME@VERSION; a bundle that lies elsewhere by its name and its folder's."""
+    found: dict[str, Bundle] = {}
+    for reference in dict.fromkeys(field.students):
+        bundle = open_bundle(reference, store=field.store)
+        name, folder = bundle.manifest.name, bundle.path.resolve().name
+        shown = f"{name}@{folder}" if folder.isdecimal() else f"{name} in {folder}"
+        found[shown if shown not in found else f"{shown} {len(found) + 1}"] = bundle
+    return found
+
+
+def unique_names(recipes: Sequence[tuple[str, Recipe]]) -> tuple[str, ...]:
+    """What each is called: the recipe's name; with its file's where two share a name; then with a number."""
+    names = [recipe.name for _, recipe in recipes]
+    longer = [
+        name if names.count(name) == 1 else f"{name} ({file})" for name, (file, _) in zip(names, recipes, strict=True)
+    ]
+    return tuple(
+        name if longer.count(name) == 1 else f"{name} {longer[:at].count(name) + 1}" for at, name in enumerate(longer)
+    )
+
+
+def _one_task(recipes: Sequence[tuple[str, Recipe]]) -> None:
+    (first, recipe), *others = recipes
+    for file, other in others:
+        if other.task != recipe.task:
+            raise RecipeInvalid(f"{first} and {file}: one is of task {recipe.task}, the other of task {other.task}")
+
+
+def _common(grounds: Mapping[str, Ground]) -> Ground:
+    """The first, which all others equal. Raises: RecipeInvalid: naming two that differ, and in what."""
+    (first, ground), *others = grounds.items()
+    for name, other in others:
+        both = f"recipes {first} and {name}"
+        if other.labels != ground.labels:
+            odd = sorted(set(other.labels) ^ set(ground.labels))[0]
+            raise RecipeInvalid(f"{both}: their labels differ: only one of them has {odd!r}")
+        if other.digest != ground.digest:
+            held = f"{ground.rows:,} and {other.rows:,} {ground.unit}"
+            raise RecipeInvalid(f"{both}: their dev splits hold different rows ({held}); quality would not compare")
+    return ground
+
+
+def _fits(where: str, manifest: Manifest, ground: Ground) -> None:
+    """Raises: DataInvalid: the student is of another task, other labels or another kind of input."""
+    if manifest.task != ground.task:
+        raise DataInvalid(f"{where}: its task is {manifest.task}, not {ground.task}")
+    if ground.task == "classify" and set(manifest.labels) != set(ground.labels):
+        odd = sorted(set(manifest.labels) ^ set(ground.labels))[0]
+        raise DataInvalid(f"{where}: its labels are not those of the recipes: {odd!r} is not on both sides")
+    _takes(where, manifest, ground)
+
+
+def _takes(where: str, manifest: Manifest, ground: Ground) -> None:
+    if (manifest.pairs != "none") != ground.paired:
+        takes, wanted = ("single texts", "pairs") if ground.paired else ("pairs", "single texts")
+        raise DataInvalid(f"{where}: it takes {takes}, and the dev {ground.unit} are {wanted}")
+
+
+class _Comparing:
+    """One comparison at work. Owner: one thread, which calls `run` once."""
+
+    def __init__(self, ground: Ground, costing: Costing, reporter: Reporter) -> None:
+        self.ground = ground
+        self.costing = costing
+        self.reporter = reporter
+        self.judged: dict[str, _Judged] = {}
+
+    def run(self, grounds: Mapping[str, Ground], others: Mapping[str, Bundle], teacher: Bundle | None) -> Comparison:
+        """Make, judge, take the costs."""
+        found = {name: self._made(name, each) for name, each in grounds.items()}
+        entrants = [each for each in found.values() if isinstance(each, _Entrant)]
+        failed = [each for each in found.values() if isinstance(each, Point)]
+        entrants += [self._stored(name, bundle) for name, bundle in others.items()]
+        if teacher is not None:
+            precision = "fp32" if "fp32" in teacher.manifest.precisions else teacher.manifest.default_precision
+            entrants.append(_Entrant("teacher", teacher, precision, (), reference=True))
+        timings, timed = self._timed(entrants) if entrants else ({}, "nothing was timed")
+        points = [point for each in entrants for point in self._points(each, timings)]
+        return Comparison(
+            task=self.ground.task,
+            measure=MEASURES[self.ground.task],
+            split=f"{self.ground.rows:,} dev {self.ground.unit}",
+            timed=timed,
+            points=(
+                *(point for point in points if not point.reference),
+                *failed,
+                *self._references([point for point in points if point.reference]),
+            ),
+            notes=self._notes(entrants, others),
+        )
+
+    def _made(self, name: str, ground: Ground) -> "_Entrant | Point":
+        """The recipe's student, measured; or what to say where it could not be made."""
+        self.reporter.say(f"compare: {name}")
+        try:
+            made = ground.draft()
+            judge = self._judge_of(name, ground, made)
+            return self._entrant(name, load_bundle(made.bundle), judge)
+        except _MENDABLE as error:
+            self.reporter.say(f"compare: {name}: not made: {error}")
+            return Point(name, failed=" ".join(str(error).split()))
+
+    def _stored(self, name: str, bundle: Bundle) -> _Entrant:
+        self.reporter.say(f"compare: {name}")
+        known = self.judged.get(bundle.manifest.provenance.teacher)
+        return self._entrant(name, bundle, known.judge if known else self.ground.judge(None))
+
+    def _entrant(self, name: str, bundle: Bundle, judge: Judge) -> _Entrant:
+        precision = bundle.manifest.default_precision
+        return _Entrant(name, bundle, precision, judge.students(self._load(bundle, precision)))
+
+    def _load(self, bundle: Bundle, precision: str) -> Student:
+        return Variant(self.costing.backend, precision).load(bundle)
+
+    def _judge_of(self, name: str, ground: Ground, made: Drafted) -> Judge:
+        """One a teacher, however many students it has."""
+        known = self.judged.get(made.teacher_name)
+        if known is None:
+            tensors = list(made.teacher.encoder_state().values())
+            known = _Judged(
+                judge=ground.judge(made.teacher),
+                recipes=(),
+                parameters=sum(tensor.numel() for tensor in tensors),
+                weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            )
+        self.judged[made.teacher_name] = replace(known, recipes=(*known.recipes, name))
+        return known.judge
+
+    def _timed(self, entrants: Sequence[_Entrant]) -> tuple[dict[tuple[str, str, int], Timing], str]:
+        """Every entrant in every setting, interleaved on one core; and how it was done."""
+        costing, texts = self.costing, self.ground.texts
+        chosen = texts[:: max(1, len(texts) // costing.most_rows)]
+        self.reporter.say(f"compare: timing {len(entrants)} bundles on {len(chosen):,} texts")
+        with pinned(costing.core) as core:
+            students = [self._load(each.bundle, each.precision) for each in entrants]
+            contenders = [
+                contender
+                for each, student in zip(entrants, students, strict=True)
+                for contender in _contenders(each, student)
+            ]
+            timed = partial(
+                measure,
+                contenders,
+                chosen,
+                # the references stand last: a teacher's bundle has the most tokens to lose
+                order_by=students[-1].encoder,
+                repeats=costing.repeats,
+                single_rows=costing.single_rows,
+                clock=time.process_time,
+            )
+            found = (*timed(modes=("ids",)), *timed(modes=("texts",), batch_sizes=(1,)))
+        machine = machine_name(tuple(dict.fromkeys((FIRST_BACKEND, costing.backend))))
+        where = "no core pinned" if core is None else f"core {core} pinned"
+        repeats = f"median of {costing.repeats} interleaved repeats over {len(chosen):,} texts"
+        how = f"{machine}; {where}, one thread, {repeats}"
+        return {(each.contender, each.mode, each.batch_items): each for each in found}, how
+
+    def _points(self, each: _Entrant, timings: Mapping[tuple[str, str, int], Timing]) -> list[Point]:
+        self.reporter.say(f"compare: memory of {each.name}")
+        manifest, layers = each.bundle.manifest, layers_of(each.bundle.manifest)
+        memory = memory_of(each.bundle.path, self.ground.texts, backend=self.costing.backend, precision=each.precision)
+        whole = Point(
+            name=each.name,
+            memory_bytes=memory.added_bytes,
+            bundle_bytes=served_bytes(manifest),
+            layers=layers[-1] if layers else None,
+            parameters=parameters_of(each.bundle, each.precision),
+            reference=each.reference,
+        )
+        if each.reference:
+            return [_with_times(whole, _key(each.name, None), timings)]
+        return [
+            _with_times(_with_standing(whole, standing), _key(each.name, standing.risk), timings)
+            for standing in each.standings
+        ]
+
+    def _references(self, measured: Sequence[Point]) -> list[Point]:
+        """The teachers, with their costs where one bundle stands for the only one, and the baselines."""
+        points = []
+        for known in self.judged.values():
+            name = "teacher" if len(self.judged) == 1 else f"teacher of {', '.join(known.recipes)}"
+            costs = measured[0] if len(self.judged) == 1 and measured else Point(name, reference=True)
+            teacher = replace(costs, name=name, parameters=known.parameters)
+            if not measured:
+                teacher = replace(teacher, bundle_bytes=known.weight_bytes)
+            if known.judge.teacher is not None:
+                points.append(_with_standing(teacher, known.judge.teacher))
+        if len(self.judged) != 1:
+            points += measured
+        baselines = self.ground.baselines().items()
+        return [*points, *(_with_standing(Point(name, reference=True), standing) for name, standing in baselines)]
+
+    def _notes(self, entrants: Sequence[_Entrant], others: Mapping[str, Bundle]) -> tuple[str, ...]:
+        ground = self.ground
+        notes = [
+            f"Quality is measured on the recipes' dev split ({ground.rows:,} {ground.unit}), never on test: this table "
+            "chooses, and test is opened once, for the version that is published. Intervals are 95%, bootstrapped over "
+            "the dev rows.",
+            "Costs are seconds of the processor's time, of all threads, not of the clock, so that other work on the "
+            "machine counts little; ids are given but for the last of the three.",
+            f"Memory: {METHOD}. Bundle: every file but the report card, all precisions; of a teacher without a bundle, "
+            "its weights.",
+        ]
+        if any(each.risks for each in entrants):
+            notes.append(
+                "Temperatures and the rules of the operating points were chosen on these dev rows too (the risks were "
+                "certified on others), so an operating point looks a little better here than it is."
+            )
+        lengths = {each.bundle.manifest.max_tokens for each in entrants}
+        if len(lengths) > 1:
+            notes.append(
+                f"Students read up to {min(lengths)} to {max(lengths)} tokens: a longer text is not equal work."
+            )
+        notes += [
+            f"{name}: its provenance does not name these dev rows: it may have learnt from them."
+            for name, bundle in others.items()
+            if ground.known_by not in {source.sha256 for source in bundle.manifest.provenance.data}
+        ]
+        return tuple(notes)
+
+
+def _contenders(each: _Entrant, student: Student) -> list[Contender]:
+    found = student_contenders(student, each.risks)
+    return [replace(it, name=_key(each.name, risk)) for it, risk in zip(found, (*each.risks, None), strict=True)]
+
+
+def _key(name: str, risk: float | None) -> str:
+    return f"{name}, {'full depth' if risk is None else f'risk {risk:g}'}"
+
+
+def _with_standing(point: Point, standing: Standing) -> Point:
+    return replace(
+        point,
+        setting=standing.setting,
+        quality=standing.quality,
+        macro_f1=standing.macro_f1,
+        retention=standing.retention,
+    )
+
+
+def _with_times(point: Point, key: str, timings: Mapping[tuple[str, str, int], Timing]) -> Point:
+    return replace(
+        point,
+        us_per_text=1000 * timings[key, "ids", BATCH_ITEMS].ms_per_text,
+        us_alone=1000 * timings[key, "ids", 1].ms_per_text,
+        ms_whole=timings[key, "texts", 1].ms_per_text,
+    )
