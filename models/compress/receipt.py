@@ -71,13 +71,33 @@ def make_receipt(
         labels: whether the outputs are logits.
     Raises: ValueError: no rows, or shapes differ.
     """
+    return compared(
+        name,
+        bytes_before=sum(path.stat().st_size for path in before),
+        bytes_after=sum(path.stat().st_size for path in after),
+        outputs_before=outputs_before,
+        outputs_after=outputs_after,
+        labels=labels,
+    )
+
+
+def compared(
+    name: str,
+    *,
+    bytes_before: int,
+    bytes_after: int,
+    outputs_before: Floats,
+    outputs_after: Floats,
+    labels: bool,
+) -> Receipt:
+    """The same where the sizes are known: see `make_receipt`."""
     if outputs_before.shape != outputs_after.shape or not outputs_before.size:
         raise ValueError(f"cannot compare outputs of shapes {outputs_before.shape} and {outputs_after.shape}")
     differences = np.abs(outputs_before.astype(np.float64) - outputs_after)
     return Receipt(
         name=name,
-        bytes_before=sum(path.stat().st_size for path in before),
-        bytes_after=sum(path.stat().st_size for path in after),
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
         rows=len(outputs_before),
         max_difference=float(differences.max()),
         mean_difference=float(differences.mean()),

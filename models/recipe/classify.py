@@ -93,7 +93,9 @@ class ClassifyRecipe(Recipe):
     @model_validator(mode="after")
     def _suits_the_student(self) -> Self:
         student = self.student.architecture
-        if student != "encoder" and self.compress and self.compress[0].int8 == "qat":
+        if self.trim is not None:
+            raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
+        if student != "encoder" and self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError(f"compress: qat is for student.architecture encoder, not {student}")
         inside = any(each.hidden is not None or each.attention is not None for each in self.distil.objectives)
         if student == "ngram" and inside:

@@ -163,7 +163,7 @@ class EmbedRecipe(Recipe):
     def _teacher_stays(self) -> Self:
         if self.teacher.fine_tune is not None:
             raise ValueError("teacher.fine_tune: an embed student learns from the teacher as it is")
-        if self.compress and self.compress[0].int8 == "qat":
+        if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
         return self
 

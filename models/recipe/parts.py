@@ -112,6 +112,22 @@ class Int8(Part):
     qat_learning_rate: Positive = 2e-4
 
 
+class TrimVocabulary(Part):
+    """Drop tokens that the training texts use fewer than `min_count` times from a trained student's table."""
+
+    vocabulary: Literal["trimmed"]
+    min_count: Count
+
+
+def _pass(value: Any) -> str:
+    keys = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, Part) else {}
+    return "<vocabulary>" if "vocabulary" in keys else "<int8>"
+
+
+Pass = Annotated[Annotated[Int8, Tag("<int8>")] | Annotated[TrimVocabulary, Tag("<vocabulary>")], Discriminator(_pass)]
+"""One compression pass."""
+
+
 class Gates(Part):
     """What must hold on the gate split before anything is published."""
 
@@ -144,7 +160,7 @@ class Recipe(Part):
     description: str = ""
     seed: int = 0
     teacher: Teacher = Teacher()
-    compress: Annotated[tuple[Int8, ...], Field(max_length=1)] = (Int8(int8="static"),)
+    compress: tuple[Pass, ...] = (Int8(int8="static"),)
     publish: Publish = Publish()
     golden_texts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -154,9 +170,26 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _can_ship(self) -> Self:
-        if "int8" in self.publish.precisions and not self.compress:
+        if "int8" in self.publish.precisions and self.int8 is None:
             raise ValueError("publish.precisions names int8, which only compress can make")
         return self
+
+    @model_validator(mode="after")
+    def _passes_in_order(self) -> Self:
+        kinds = [type(each) for each in self.compress]
+        if kinds not in ([], [Int8], [TrimVocabulary], [TrimVocabulary, Int8]):
+            raise ValueError("compress has each pass once, vocabulary before int8")
+        return self
+
+    @property
+    def int8(self) -> Int8 | None:
+        """The pass to int8, if there is one."""
+        return next((each for each in self.compress if isinstance(each, Int8)), None)
+
+    @property
+    def trim(self) -> TrimVocabulary | None:
+        """The pass that trims the vocabulary after training, if there is one."""
+        return next((each for each in self.compress if isinstance(each, TrimVocabulary)), None)
 
     def files(self) -> Mapping[str, str]:
         """The files of `data` by their key in it, `train` or `unlabelled.0`."""

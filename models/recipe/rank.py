@@ -266,7 +266,9 @@ class RankRecipe(Recipe):
 
     @model_validator(mode="after")
     def _can_be_made(self) -> Self:
-        if self.compress and self.compress[0].int8 == "qat":
+        if self.trim is not None:
+            raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
+        if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
         if self.student.initialise == "teacher-layers" and self.student.embeddings == "teacher-pca":
             raise ValueError("student.embeddings: layers of the teacher need its embeddings")

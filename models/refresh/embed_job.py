@@ -7,13 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from models.compress.int8 import Int8Settings
-from models.compress.pipeline import quantise_stages
-from models.compress.token_table import quantise_token_table
 from models.data.rows import Row
 from models.data.texts import prepare_texts
 from models.errors import GateFailed
@@ -30,11 +26,10 @@ from models.evaluate.embedding import (
 from models.export.bundle import BundleParts, finalise, write_draft
 from models.export.golden_texts import GOLDEN_TEXTS
 from models.export.provenance import make_provenance
-from models.export.stages import ExportedStage, export_stages
 from models.recipe.embed import EmbedRecipe
-from models.recipe.parts import Int8
 from models.refresh.cache import StepCache
 from models.refresh.drafted import Drafted
+from models.refresh.embed_packing import Packed, pack
 from models.refresh.embed_training import (
     EmbedRun,
     TrainedEmbedder,
@@ -48,7 +43,6 @@ from models.refresh.publishing import Published, publish, teacher_name
 from models.report.card import GateResult
 from models.report.embed_card import EmbedCard, EmbedSeed, quality_for_manifest, write_embed_card
 from models.teachers.teacher import Matrix, Teacher
-from models.teachers.tokens import tokenise
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Exit, Provenance
 from service.runtime.student import Student
@@ -125,11 +119,10 @@ def _draft(run: EmbedRun, teacher: Teacher) -> _Draft:
     }
 
     def make(folder: Path) -> None:
-        (exported,) = export_stages(trained.student.stages(), folder / "graphs", parity_atol=_PARITY_ATOL)
-        graphs, receipts = _graphs(run, trained, exported)
+        packed = pack(run, trained, folder / "graphs")
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # what a killed run left
-        write_draft(folder / "bundle", _parts(run, teacher, trained, exported, graphs))
-        (folder / "receipts.json").write_text(json.dumps(receipts), encoding="utf-8")
+        write_draft(folder / "bundle", _parts(run, teacher, trained, packed))
+        (folder / "receipts.json").write_text(json.dumps(packed.receipts), encoding="utf-8")
 
     folder = run.cache.run("draft", inputs, make)
     receipts = json.loads((folder / "receipts.json").read_text(encoding="utf-8"))
@@ -138,58 +131,21 @@ def _draft(run: EmbedRun, teacher: Teacher) -> _Draft:
     return _Draft(folder / "bundle", trained, tuple(receipts))
 
 
-def _graphs(
-    run: EmbedRun, trained: TrainedEmbedder, exported: ExportedStage
-) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """The files by precision and stage id, and the receipts."""
-    stage_id, fp32 = exported.stage.id, exported.path
-    if not run.recipe.compress:
-        return {"fp32": {stage_id: fp32}}, []
-    settings = run.recipe.compress[0]
-    if settings.token_table == "int8":
-        onnx.save(quantise_token_table(onnx.load(fp32)), fp32)
-    int8 = fp32.with_name(f"{stage_id}.int8.onnx")
-    receipt = quantise_stages(
-        [exported.stage],
-        fp32={stage_id: fp32},
-        int8={stage_id: int8},
-        batches=_calibration_batches(run, trained, settings),
-        settings=Int8Settings(percentile=settings.percentile),
-    )
-    return {"fp32": {stage_id: fp32}, "int8": {stage_id: int8}}, [receipt.line()]
-
-
-def _calibration_batches(
-    run: EmbedRun, trained: TrainedEmbedder, settings: Int8
-) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """Evenly spread training texts in the student's ids."""
-    texts = run.splits.train
-    chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
-    tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
-    order = np.argsort(tokens.lengths, kind="stable")
-    batches = []
-    for begin in range(0, len(order), _CALIBRATION_BATCH):
-        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
-        batches.append({"input_ids": padded.input_ids.numpy(), "attention_mask": padded.attention_mask.numpy()})
-    return batches
-
-
 def _parts(
     run: EmbedRun,
     teacher: Teacher,
     trained: TrainedEmbedder,
-    exported: ExportedStage,
-    graphs: dict[str, dict[str, Path]],
+    packed: Packed,
 ) -> BundleParts:
     recipe = run.recipe
     return BundleParts(
         name=recipe.name,
         task="embed",
         max_tokens=recipe.student.max_tokens,
-        tokenizer_json=trained.trimmed.tokenizer_json,
-        stages=(exported.stage,),
-        exits=(Exit(id="full", stage=exported.stage.id, output="embedding", depth=1.0),),
-        graphs={precision: graphs[precision] for precision in recipe.publish.precisions},
+        tokenizer_json=packed.tokenizer_json,
+        stages=(packed.stage,),
+        exits=(Exit(id="full", stage=packed.stage.id, output="embedding", depth=1.0),),
+        graphs={precision: packed.graphs[precision] for precision in recipe.publish.precisions},
         default_precision=recipe.publish.default_precision,
         # the axes are the teacher's, turned: another student of the same rotation is near enough to compare with, but
         # stored vectors of one are not those of the other

@@ -68,7 +68,7 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
 
     def make(folder: Path) -> None:
         student, ranges = trained.student, None
-        if recipe.compress and recipe.compress[0].int8 == "qat":
+        if recipe.int8 is not None and recipe.int8.int8 == "qat":
             student, ranges = _trained_for_int8(run, teacher, trained, transfer, folder / _QAT_CHECKPOINT)
         exported = export_stages(student.stages(), folder / "graphs")
         graphs, receipts = _graphs(run, trained, student, exported, ranges)
@@ -112,9 +112,9 @@ def _graphs(
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """The files by precision and stage id, and the receipts."""
     fp32 = {each.stage.id: each.path for each in exported}
-    if not run.recipe.compress:
+    settings = run.recipe.int8
+    if settings is None:
         return {"fp32": fp32}, []
-    settings = run.recipe.compress[0]
     batches = _calibration_batches(run, trained, settings)
     receipts = [_int8_tables(exported, batches).line()] if settings.token_table == "int8" else []
     int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
@@ -180,7 +180,8 @@ def _trained_for_int8(
     run: Run, teacher: Teacher, trained: Trained, transfer: Transfer, checkpoint: Path
 ) -> tuple[Student, Mapping[str, Range]]:
     """A copy of the student trained on with rounded weights and activations, and the ranges it was trained with."""
-    recipe, settings = run.recipe, run.recipe.compress[0]
+    recipe, settings = run.recipe, run.recipe.int8
+    assert settings is not None, "only called for an int8 pass"
     student = copy.deepcopy(trained.student)
     ranges = measure_ranges(student, _calibration_batches(run, trained, settings), percentile=settings.percentile)
     fake_quantise(student, ranges, token_table=settings.token_table == "int8")

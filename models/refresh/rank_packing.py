@@ -85,9 +85,9 @@ def _parts(
 def _graphs(run: RankRun, trained: TrainedRanker, exported: ExportedStage) -> tuple[Graphs, list[str]]:
     """The files by precision and stage id, and the receipts."""
     stage_id, fp32 = exported.stage.id, exported.path
-    if not run.recipe.compress:
+    settings = run.recipe.int8
+    if settings is None:
         return {"fp32": {stage_id: fp32}}, []
-    settings = run.recipe.compress[0]
     if settings.token_table == "int8":
         onnx.save(quantise_token_table(onnx.load(fp32)), fp32)
     int8 = fp32.with_name(f"{stage_id}.int8.onnx")

@@ -89,7 +89,7 @@ def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
     where = f"{first.file}:{first.line}: text_pair"
     if not isinstance(recipe.student, EncoderSettings):
         raise RecipeInvalid(f"{where}: student.architecture {recipe.student.architecture} takes single texts")
-    if recipe.student.local_features or any(entry.int8 == "qat" for entry in recipe.compress):
+    if recipe.student.local_features or (recipe.int8 is not None and recipe.int8.int8 == "qat"):
         raise RecipeInvalid(f"{where}: student.local_features and compress qat are for single texts")
 
 
