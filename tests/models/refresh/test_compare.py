@@ -23,10 +23,13 @@ from models.refresh.cache import StepCache
 from models.refresh.command import WorkFailed
 from models.refresh.compare_command import command
 from models.refresh.comparing import Costing, Field, compare, unique_names
+from models.refresh.grounds import ground_of
 from models.refresh.progress import Reporter
 from models.report.frontier import Comparison, frontier
+from service.bundle.load import load_bundle
 from service.cli import LazyVerb
 from service.errors import StoreError
+from service.runtime.student import Student
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -165,6 +168,22 @@ def test_a_ranker_is_compared_by_ndcg_beside_its_baselines(tmp_path: Path, encod
     assert found.measure == "nDCG@10"
     assert found.points[0].value > found.points[2].value
     assert found.points[0].retention is not None
+
+
+def test_pairs_are_judged_and_run_as_pairs(
+    make_recipe: Callable[..., Path], build_bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    write = runpy.run_path(str(Path(__file__).with_name("test_pairs_job.py")))["write_pairs"]
+    files = {role: write(tmp_path / f"{role}.jsonl", 300, seed=seed) for seed, role in enumerate(("train", "test"))}
+    recipe = make_recipe(
+        data={**files, "dev": {"cut": 0.1}, "calibration": {"cut": 0.25}, "gate": {"cut": 0.1}, "parts": "first-text"}
+    )
+    ground = ground_of(read_recipe(recipe), StepCache(tmp_path / "runs"), Reporter(io.StringIO()))
+    assert (ground.paired, ground.labels, len(ground.texts[0])) == (True, ("no", "yes"), 2)
+    bundle = load_bundle(build_bundle(tmp_path / "pairs", labels=ground.labels, pairs="joint"))
+    judged = ground.judge(None)
+    assert judged.teacher is None
+    assert 0 <= judged.students(Student(bundle))[0].quality.value <= 1
 
 
 @pytest.mark.parametrize(
