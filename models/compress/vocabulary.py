@@ -6,7 +6,7 @@ are, and the others come out a little longer.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,7 @@ def trim_vocabulary(
     smaller = copy.deepcopy(student)
     rows = student.embeddings.tokens.weight.detach()[torch.from_numpy(again.kept_ids)]
     smaller.embeddings.tokens = nn.Embedding(len(rows), rows.shape[1], _weight=rows.clone())
+    smaller.config = replace(student.config, vocabulary=len(rows))
     kept = Trimmed(again.tokenizer_json, trimmed.kept_ids[again.kept_ids])
     before, after = len(trimmed.kept_ids), len(again.kept_ids)
     receipt = compared(

@@ -16,7 +16,7 @@ from models.evaluate.metrics import Interval
 from models.evaluate.quality import EvaluationRows
 
 NAME: Final = "TF-IDF + logistic regression"
-NGRAMS, LEAST_TEXTS, INVERSE_DECAY, MOST_ROUNDS = (1, 2), 2, 10.0, 200
+NGRAMS, LEAST_TEXTS, INVERSE_DECAY, MOST_ROUNDS = (1, 2), 2, 10.0, 500
 """Words and pairs of words, those of two texts or more; C; fixed beforehand, the same for every data set."""
 
 
@@ -49,7 +49,7 @@ def tfidf_answers(
     except ValueError:  # scikit-learn's word for an empty vocabulary
         most = Counter(labels).most_common(1)[0][0]
         return tuple((most,) * len(part) for part in asked)
-    model = LogisticRegression(C=INVERSE_DECAY, max_iter=MOST_ROUNDS, tol=1e-3)
+    model = LogisticRegression(C=INVERSE_DECAY, max_iter=MOST_ROUNDS)
     with warnings.catch_warnings():
         # a baseline that stopped a little early is one all the same
         warnings.simplefilter("ignore", ConvergenceWarning)

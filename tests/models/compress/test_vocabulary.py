@@ -37,6 +37,7 @@ def test_texts_of_kept_tokens_stay_as_they_are(student: EncoderStudent, whole: T
     made = trim_vocabulary(student, whole, [COMMON] * 3 + [RARE], min_count=2, probe=[COMMON])
     assert len(made.trimmed.kept_ids) < len(whole.kept_ids)
     assert len(made.student.embeddings.tokens.weight) == len(made.trimmed.kept_ids)
+    assert made.student.config.vocabulary == len(made.trimmed.kept_ids)
     np.testing.assert_allclose(
         vector(made.student, made.trimmed, COMMON), vector(student, whole, COMMON), rtol=1e-5, atol=1e-6
     )
