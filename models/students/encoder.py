@@ -26,8 +26,8 @@ class EncoderConfig:
     `token_width` is the width of the token table (then projected to `hidden`); None: `hidden` itself.
     `local_features` are channels of a convolution over three tokens that the exit at 0 sees besides the pooled
     states; 0: none. `head_width` is the width of each exit's one inner layer. `width` is that of an exit's output: C
-    labels of `logits`, D dimensions of an `embedding`, 1 for a `score`. `attention_width` is that of all heads of a layer together;
-    None: `hidden`. `pairs`: an item is two texts as one sequence, which token types tell apart.
+    labels of `logits`, D dimensions of an `embedding`, 1 for a `score`. `attention_width` is that of all heads of a
+    layer together; None: `hidden`. `pairs`: an item is two texts as one sequence, which token types tell apart.
     """
 
     vocabulary: int
