@@ -32,6 +32,8 @@ SALT = "understudy-split-1"
 WHOLE_WORDS = 3
 SMALLEST_CLASS = 2
 
+_LICENCES = "those of its files"
+
 Split = Literal["train", "dev", "calibration", "gate"]
 
 
@@ -108,15 +110,23 @@ def split_sources(splits: Splits) -> tuple[DataSource, ...]:
 
     The roles are "dev rows", "calibration rows" and "gate rows".
     """
-    files = {source.role: source for source in splits.sources}
-    train = files.get("train") or files["train 1"]
-    named = {"dev": files.get("dev") or files.get("dev 1") or train, "calibration": train, "gate": train}
+    train, dev = (_of_role(splits.sources, role) for role in ("train", "dev"))
+    files = {"dev": dev or train, "calibration": train, "gate": train}
     return tuple(
-        file.model_copy(
-            update={"role": f"{split} rows", "sha256": splits.digests[split], "rows": len(getattr(splits, split))}
+        DataSource(
+            role=f"{split} rows",
+            name=" + ".join(source.name for source in of_split),
+            sha256=splits.digests[split],
+            rows=len(getattr(splits, split)),
+            licence=of_split[0].licence if len({source.licence for source in of_split}) == 1 else _LICENCES,
         )
-        for split, file in named.items()
+        for split, of_split in files.items()
     )
+
+
+def _of_role(sources: Sequence[DataSource], role: str) -> list[DataSource]:
+    """The files of a role, one or several."""
+    return [source for source in sources if source.role.split(" ")[0] == role]
 
 
 def place_of(group: str) -> float:

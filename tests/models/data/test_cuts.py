@@ -441,6 +441,19 @@ def test_a_role_may_have_several_files_with_labels_of_their_own(tmp_path: Path) 
     assert set(recipe.files()) == {"train.0.file", "train.1.file", "test"}
 
 
+def test_rows_cut_from_several_files_name_them_all(tmp_path: Path) -> None:
+    files = [{"file": write(tmp_path / f"{name}.jsonl", texts(80, prefix=name))} for name in ("a", "b")]
+    splits = prepare(several(tmp_path, [files[0], files[1] | {"licence": "CC0"}], licence="MIT"))
+    named = {source.role: (source.name.split(" + "), source.licence) for source in split_sources(splits)}
+    both = [f"{tmp_path.name}/a.jsonl", f"{tmp_path.name}/b.jsonl"]
+    assert named == dict.fromkeys(("dev rows", "calibration rows", "gate rows"), (both, "those of its files"))
+    dev = [{"file": write(tmp_path / f"{name}.jsonl", texts(9, prefix=name))} for name in ("c", "d")]
+    found, *cut = split_sources(prepare(several(tmp_path, files, dev=dev, licence="MIT")))
+    assert (found.role, found.rows, found.licence) == ("dev rows", 18, "MIT")
+    assert found.name == f"{tmp_path.name}/c.jsonl + {tmp_path.name}/d.jsonl"
+    assert {source.name for source in cut} == {" + ".join(both)}
+
+
 def test_a_label_that_no_row_has_is_not_renamed(tmp_path: Path) -> None:
     file = {"file": write(tmp_path / "first.jsonl", texts(100)), "labels": {"maybe": "yes"}}
     with pytest.raises(DataInvalid, match="labels: 'maybe' is to be renamed, and no row has it"):
