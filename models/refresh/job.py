@@ -336,9 +336,12 @@ def _frontier(bundle: Bundle, recipe: ClassifyRecipe, texts: Sequence[Text]) -> 
 
 
 def _commands(recipe: ClassifyRecipe, *, seeds: int) -> tuple[str, ...]:
+    """What makes the version, and what measures it on each test file whose labels are the student's own."""
+    written = recipe.written["data"]["test"]
+    tests = [written] if isinstance(written, str) else [each["file"] for each in written if not each.get("labels")]
     return (
         f"understudy refresh models/recipes/{recipe.name}.yaml --seeds {seeds} --store STORE",
-        f"understudy evaluate {recipe.name} {recipe.written['data']['test']}",
+        *(f"understudy evaluate {recipe.name} {file}" for file in tests),
     )
 
 

@@ -93,6 +93,12 @@ def write_recipe(folder: Path, encoder_directory: Path, **changes: object) -> Pa
     return path
 
 
+@pytest.fixture(scope="session")
+def recipe_in(encoder_directory: Path) -> Callable[..., Path]:
+    """A function that writes data and recipe into a folder, top-level keys replaced as given."""
+    return lambda folder, **changes: write_recipe(folder, encoder_directory, **changes)
+
+
 @pytest.fixture
 def make_recipe(tmp_path: Path, encoder_directory: Path) -> Callable[..., Path]:
     """A function that writes data and recipe, top-level keys replaced as given, and returns the recipe's path."""
