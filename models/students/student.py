@@ -84,8 +84,14 @@ def save_student(student: Student, folder: Path) -> None:
 
 
 def load_student(folder: Path) -> Student:
-    """The student that `save_student` wrote, in eval mode. A shape without an architecture is an encoder's."""
+    """The student that `save_student` wrote, in eval mode.
+
+    A shape without an architecture is an encoder's; its width may stand there as `n_labels`. A training step's folder
+    with such a shape has the key that it would have today.
+    """
     shape = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    if "n_labels" in shape:
+        shape["width"] = shape.pop("n_labels")
     student = _of_shape(shape.pop("architecture", "encoder"), shape)
     student.load_state_dict(load_file(folder / _WEIGHTS))
     student.eval()

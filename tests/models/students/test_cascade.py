@@ -1,5 +1,6 @@
 """The cascade: both parts' exits in one pipeline, and back from a file like every student."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,24 @@ def test_a_file_from_before_there_were_architectures_is_an_encoder(tmp_path: Pat
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"architecture": "encoder", ', ""))
     assert isinstance(load_student(tmp_path), EncoderStudent)
+
+
+def test_a_file_that_calls_its_width_labels_is_read_too(tmp_path: Path):
+    student = made("encoder")
+    save_student(student, tmp_path)
+    config = tmp_path / "config.json"
+    shape = json.loads(config.read_text())
+    first = {
+        "vocabulary",
+        "width",
+        "layers",
+        "hidden",
+        "heads",
+        "feed_forward",
+        "exits",
+        "max_tokens",
+        "local_features",
+    }
+    old = {("n_labels" if name == "width" else name): value for name, value in shape.items() if name in first}
+    config.write_text(json.dumps(old))
+    assert load_student(tmp_path).config == student.config
