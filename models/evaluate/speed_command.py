@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from models.data.read import read_rows
+from models.data.read import read_rows, read_texts
 from models.data.rows import text_of
 from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from models.evaluate.scale import bert_base_size
@@ -33,10 +33,10 @@ SCALE_STRIDE = 16
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """How each side runs."""
+    """How each side runs. `teachers`: float32 first, which ratios are to."""
 
     student: Variant
-    teacher: Variant
+    teachers: tuple[Variant, ...]
 
 
 def report(
@@ -48,20 +48,35 @@ def report(
     sides: Sides,
     core: int | None,
 ) -> SpeedReport:
-    """Load both sides on one pinned core and time them; the teacher runs in fp32, at full depth.
+    """Load both sides on one pinned core and time them; the teacher runs at full depth in each of its precisions.
 
     Raises: DataInvalid: a risk is not certified for the student on its backend and precision.
     """
     with pinned(core) as used, tempfile.TemporaryDirectory() as scratch:
-        baseline = sides.teacher.load(teacher)
+        baseline, *others = [variant.load(teacher) for variant in sides.teachers]
         contenders = [*contenders_of(sides.student.load(student), risks), *_teacher(baseline)]
+        contenders += [contender for other in others for contender in _teacher(other)]
         contenders.append(
             Contender("12x768, random weights", baseline.encoder, bert_base_size(Path(scratch)), SCALE_STRIDE)
         )
         timings = measure(contenders, texts, order_by=baseline.encoder)
-    backends = dict.fromkeys((FIRST_BACKEND, sides.student.backend, sides.teacher.backend))
+    backends = dict.fromkeys((FIRST_BACKEND, sides.student.backend, sides.teachers[0].backend))
     machine = machine_name(tuple(backends))
     return SpeedReport(machine=machine, core=used, repeats=len(timings[0].seconds), timings=timings)
+
+
+def _texts(student: Bundle, data: Path) -> list[Text]:
+    """What the rows show the student: pairs, or the texts of pairs one by one where it takes single texts."""
+    if student.manifest.pairs == "none":
+        return [each.text for each in read_texts(data)]
+    return [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
+
+
+def _precisions(teacher: Bundle, backend: str) -> tuple[Variant, ...]:
+    """fp32 and then the other precisions of the teacher."""
+    return tuple(
+        Variant(backend, name) for name in sorted(teacher.manifest.precisions, key=lambda name: name != "fp32")
+    )
 
 
 def _lengths(student: Bundle, teacher: Bundle) -> str:
@@ -106,17 +121,17 @@ def command(
     with one_line_errors():
         require_backends([backend], where="--backend")
         require_backends([teacher_backend], where="--teacher-backend")
-        texts = [text_of(row) for row in read_rows(data, task="classify", labels="optional")]
         first, second = open_bundle(student, store=store), open_bundle(teacher, store=store)
+        texts = _texts(first, data)
         served = Variant(backend, precision or first.manifest.default_precision)
-        sides = Sides(student=served, teacher=Variant(teacher_backend, "fp32"))
+        sides = Sides(student=served, teachers=_precisions(second, teacher_backend))
         risks = risk or ((DEFAULT_RISK,) if len(first.manifest.exits) > 1 else ())
         measured = report(first, second, texts, risks=risks, sides=sides, core=core)
         typer.echo(f"{measured.machine}; core {measured.core}; median of {measured.repeats} interleaved repeats")
         typer.echo(f"batches of {BATCH_ITEMS} sorted by the teacher's lengths; at batch 1 a sample of the same rows")
         typer.echo("ids: the graphs and the exits' decisions alone; texts: tokenizing as well")
         typer.echo(_lengths(first, second))
-        typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured, f'teacher {sides.teacher.name}')}")
+        typer.echo(f"{speed_table(measured.timings)}\n\n{ratios_table(measured, f'teacher {sides.teachers[0].name}')}")
         write_json(json_out, asdict(measured))
 
 
