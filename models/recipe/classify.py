@@ -3,40 +3,26 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from models.errors import RecipeInvalid
 from models.recipe.distil import Distil
-from models.recipe.parts import FIRST_BACKEND, Cut, Files, FilesOrCut, Gates, Part, Recipe, Share, named_files
+from models.recipe.parts import FIRST_BACKEND, Cut, Files, FilesOrCut, Gates, Part, Recipe, Share, Texts, named_files
 from models.recipe.student import EncoderSettings, Student
 from service.bundle.manifest import Confidence, Name
 
 
-class Pool(Part):
-    """A file of unlabelled texts that the teacher labels, or the part of it from some sources.
-
-    `sources`: rows with one of these in their field `source`; none named: all rows.
-    """
-
-    file: str
-    sources: tuple[str, ...] = ()
-    licence: str = "not stated"
-
-
-def _as_pool(value: Any) -> Any:
-    return {"file": value} if isinstance(value, str) else value
-
-
 class Data(Part):
     """Which rows go where; a role may have several files. `parts: substrings` says that rows which are parts of a
-    longer row move with it; `first-text`, that pairs with the same first text are cut together."""
+    longer row move with it; `first-text`, that pairs with the same first text are cut together. The teacher labels the
+    texts of `unlabelled`."""
 
     train: Files
     dev: FilesOrCut
     calibration: Cut
     gate: Cut
     test: Files
-    unlabelled: tuple[Annotated[Pool, BeforeValidator(_as_pool)], ...] = ()
+    unlabelled: tuple[Texts, ...] = ()
     parts: Literal["none", "substrings", "first-text"] = "none"
     allowed_overlap: Share = 0.01
     licence: str = "not stated"
@@ -56,7 +42,7 @@ class Exits(Part):
     """
 
     confidence: Confidence = "max_probability"
-    risks: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.005, 0.01, 0.02, 0.05)
+    risks: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.05)
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     default_risk: Annotated[float, Field(gt=0, lt=1)] | None = 0.01
     backends: Annotated[tuple[Name, ...], Field(min_length=1)] = (FIRST_BACKEND,)

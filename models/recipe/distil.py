@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from models.recipe.parts import Count, Part, Positive, Share
+from models.recipe.parts import Count, Part, Positive, Seed, Share, one_set
 
 
 class SoftLabels(Part):
@@ -29,8 +29,7 @@ class Objective(Part):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("an objective has exactly one of soft_labels, logit_mse, hidden, attention")
+        one_set(self)
         return self
 
 
@@ -46,7 +45,13 @@ class Augment(Part):
     replace: Share = 0.1
     window: Share = 0.25
     mix: Share = 0.0
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _leaves_words(self) -> Self:
+        if self.drop + self.replace > 1:
+            raise ValueError("drop and replace must not exceed 1 together")
+        return self
 
 
 class Distil(Part):

@@ -1,22 +1,12 @@
 """The recipe of an embed student."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from models.recipe.parts import Count, Cut, Part, Positive, Recipe, Share
-
-
-class TextFile(Part):
-    """A file whose texts the student learns from (of pairs, both), or the part of it from some sources.
-
-    `sources`: rows with one of these in their field `source`; none named: all rows.
-    """
-
-    file: str
-    licence: str = "not stated"
-    sources: tuple[str, ...] = ()
+from models.recipe.parts import Count, Cut, Less, Part, Positive, Recipe, Share, Texts, Tokens, one_set
+from models.recipe.student import Layers, check_layers
 
 
 class Neighbours(Part):
@@ -26,10 +16,6 @@ class Neighbours(Part):
     test: str
 
 
-def _as_text_file(value: Any) -> Any:
-    return {"file": value} if isinstance(value, str) else value
-
-
 class EmbedData(Part):
     """Texts to learn from, and pairs with scores to judge by.
 
@@ -37,7 +23,7 @@ class EmbedData(Part):
     long inputs are learned too. `gate` is cut from the texts.
     """
 
-    texts: Annotated[tuple[Annotated[TextFile, BeforeValidator(_as_text_file)], ...], Field(min_length=1)]
+    texts: Annotated[tuple[Texts, ...], Field(min_length=1)]
     dev: str
     test: str
     gate: Cut = Cut(cut=0.005)
@@ -64,18 +50,17 @@ class EmbedStudent(Part):
     token_width: Count | None = None
     embeddings: Literal["teacher-pca", "teacher"] = "teacher"
     initialise: Literal["random", "teacher-layers"] = "teacher-layers"
-    teacher_layers: tuple[int, ...] = ()
+    teacher_layers: Layers = ()
     vocabulary: Literal["trimmed", "full"] = "trimmed"
     vocabulary_min_count: Count = 1
-    max_tokens: Annotated[int, Field(ge=8, le=512)] = 128
-    dropout: Share = 0.0
+    max_tokens: Tokens = 128
+    dropout: Less = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.attention_width or self.hidden) % self.heads:
             raise ValueError("attention_width (or hidden) must be a multiple of heads")
-        if self.initialise == "teacher-layers" and len(self.teacher_layers) != self.layers:
-            raise ValueError("teacher_layers must name one teacher layer for each of the layers")
+        check_layers(self)
         return self
 
 
@@ -100,8 +85,7 @@ class EmbedObjective(Part):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if (self.cosine is None) == (self.similarities is None):
-            raise ValueError("an objective has exactly one of cosine, similarities")
+        one_set(self)
         return self
 
 

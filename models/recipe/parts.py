@@ -10,13 +10,19 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from service.bundle.manifest import Name, Task
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Tokens = Annotated[int, Field(ge=8, le=512)]
+"""A length at which texts are cut, special tokens included."""
+Less = Annotated[float, Field(ge=0, lt=1)]
+"""A share that must leave something: dropout, label smoothing."""
+Seed = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""Every generator takes these, further seeds of `--seeds` included."""
 
 FIRST_BACKEND = "onnxruntime"
 """What certifies where a recipe names no backend; golden outputs are its numbers everywhere."""
@@ -26,6 +32,13 @@ class Part(BaseModel):
     """A section of a recipe: unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def one_set(choice: Part) -> None:
+    """Raises: ValueError: none of a part's keys has a value, or several have."""
+    keys = list(type(choice).model_fields)
+    if sum(getattr(choice, key) is not None for key in keys) != 1:
+        raise ValueError(f"an objective has exactly one of {', '.join(keys)}; `{keys[0]}: {{}}` takes its defaults")
 
 
 class Cut(Part):
@@ -45,6 +58,26 @@ class RowsFile(Part):
     licence: str | None = None
 
 
+class TextFile(Part):
+    """A file of unlabelled texts (of pairs, both), or the part of it from some sources.
+
+    `sources`: rows with one of these in their field `source`; none named: all rows.
+    """
+
+    file: str
+    sources: tuple[str, ...] = ()
+    licence: str = "not stated"
+
+
+def _as_file(value: Any) -> Any:
+    """A path alone is a file about which nothing else is said."""
+    return {"file": value} if isinstance(value, str) else value
+
+
+Texts = Annotated[TextFile, BeforeValidator(_as_file)]
+"""A file of texts, written as one or as its path alone."""
+
+
 def _file_or_cut(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "<files>"
@@ -55,7 +88,7 @@ def _one_or_more(value: Any) -> str:
     return "<files>" if isinstance(value, list | tuple) else "<file>"
 
 
-_Files = Annotated[tuple[RowsFile, ...], Field(min_length=1)]
+_Files = Annotated[tuple[Annotated[RowsFile, BeforeValidator(_as_file)], ...], Field(min_length=1)]
 Files = Annotated[Annotated[str, Tag("<file>")] | Annotated[_Files, Tag("<files>")], Discriminator(_one_or_more)]
 """A file of rows, or several that make one whole."""
 FilesOrCut = Annotated[
@@ -82,12 +115,12 @@ class FineTune(Part):
     epochs: Positive = 6
     learning_rate: Positive = 1.5e-4
     batch_items: Count = 32
-    label_smoothing: Share = 0.0
+    label_smoothing: Less = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    max_tokens: Count = 64
+    max_tokens: Tokens = 64
     head: Literal["random", "centroids", "logistic"] = "random"
     average: Literal["none", "ema"] = "none"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Teacher(Part):
@@ -158,11 +191,11 @@ class Recipe(Part):
     name: Name
     task: Task
     description: str = ""
-    seed: int = 0
+    seed: Seed = 0
     teacher: Teacher = Teacher()
     compress: tuple[Pass, ...] = (Int8(int8="static"),)
     publish: Publish = Publish()
-    golden_texts: tuple[str, ...] = ()
+    golden_texts: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
     notes: tuple[str, ...] = ()
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 

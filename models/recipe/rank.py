@@ -5,7 +5,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from models.recipe.parts import Count, Cut, FineTune, Part, Positive, Recipe, Share, Teacher
+from models.recipe.parts import (
+    Count,
+    Cut,
+    FineTune,
+    Less,
+    Part,
+    Positive,
+    Recipe,
+    Seed,
+    Share,
+    Teacher,
+    Tokens,
+    one_set,
+)
+from models.recipe.student import Layers, check_layers
 from service.bundle.manifest import Name
 
 
@@ -136,7 +150,7 @@ class RankFineTune(FineTune):
     epochs: Positive = 2
     learning_rate: Positive = 5e-5
     batch_items: Count = 8
-    max_tokens: Count = 256
+    max_tokens: Tokens = 256
     head: Literal["random"] = "random"
     average: Literal["none", "ema"] = "ema"
     loss: Literal["listwise", "binary", "both"] = "both"
@@ -158,7 +172,7 @@ class RankTeacher(Teacher):
     """
 
     fine_tune: RankFineTune | None = None
-    max_tokens: Count = 256
+    max_tokens: Tokens = 256
 
 
 class RankStudent(Part):
@@ -178,18 +192,17 @@ class RankStudent(Part):
     head_width: Count = 128
     embeddings: Literal["teacher-pca", "teacher", "random"] = "teacher"
     initialise: Literal["random", "teacher-layers"] = "teacher-layers"
-    teacher_layers: tuple[int, ...] = (0, 3)
+    teacher_layers: Layers = (0, 3)
     vocabulary: Literal["trimmed", "full"] = "trimmed"
     vocabulary_min_count: Count = 1
-    max_tokens: Annotated[int, Field(ge=8, le=512)] = 256
-    dropout: Share = 0.0
+    max_tokens: Tokens = 256
+    dropout: Less = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError("hidden must be a multiple of heads")
-        if self.initialise == "teacher-layers" and len(self.teacher_layers) != self.layers:
-            raise ValueError("teacher_layers must name one teacher layer for each of the layers")
+        check_layers(self)
         return self
 
 
@@ -214,8 +227,7 @@ class RankObjective(Part):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise ValueError("an objective has exactly one of margin_mse, listwise_kl")
+        one_set(self)
         return self
 
 
@@ -238,7 +250,7 @@ class RankDistil(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warm_up: Share = 0.06
     average: Literal["none", "swa", "ema"] = "ema"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class RankGates(Part):
@@ -270,8 +282,6 @@ class RankRecipe(Recipe):
             raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
         if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
-        if self.student.initialise == "teacher-layers" and self.student.embeddings == "teacher-pca":
-            raise ValueError("student.embeddings: layers of the teacher need its embeddings")
         return self
 
     def files(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,16 @@ def _plain(document: dict[str, Any], where: str) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         says = f"holds a value that is no plain text, number, list or mapping: {error}"
         raise RecipeInvalid(f"{where}: {says}") from error
+    for key in _keys_no_text(document):
+        raise RecipeInvalid(f"{where}: key {json.dumps(key)}: keys are text; put it in quotes")
+
+
+def _keys_no_text(value: Any) -> Iterator[Any]:
+    """The keys that YAML takes for numbers, truth values, dates or nothing."""
+    if isinstance(value, dict):
+        yield from (key for key in value if not isinstance(key, str))
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys_no_text(inner)
 
 
 def _expanded(document: dict[str, Any], where: str) -> Any:
@@ -144,7 +154,12 @@ def _expanded(document: dict[str, Any], where: str) -> Any:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("<")) or "recipe"
-    plain = {"extra_forbidden": "unknown key", "missing": "missing"}
+    plain = {
+        "extra_forbidden": "unknown key",
+        "missing": "missing",
+        "model_type": "must be a mapping",
+        "tuple_type": "must be a list",
+    }
     return f"{where}: {plain.get(first['type'], first['msg'].removeprefix('Value error, '))}"
 
 

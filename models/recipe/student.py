@@ -1,11 +1,48 @@
 """The student's shape, one model an architecture; `architecture` says which, and an encoder is meant where it is not
 written."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
-from models.recipe.parts import Count, Part, Positive, Share
+from models.recipe.parts import Count, Less, Part, Positive, Tokens
+
+Layers = tuple[Annotated[int, Field(ge=0)], ...]
+"""Numbers of a teacher's layers, the first being 0."""
+
+
+class FromTeacher(Protocol):
+    """What of a student's settings says which layers of the teacher it starts from."""
+
+    @property
+    def layers(self) -> int:
+        """How many the student has."""
+        ...
+
+    @property
+    def initialise(self) -> str:
+        """`teacher-layers`, or `random`."""
+        ...
+
+    @property
+    def teacher_layers(self) -> Layers:
+        """One for each of the student's."""
+        ...
+
+    @property
+    def embeddings(self) -> str:
+        """What the token table starts from."""
+        ...
+
+
+def check_layers(settings: FromTeacher) -> None:
+    """Raises: ValueError: layers of the teacher are to be copied, and which ones or into what does not fit."""
+    if settings.initialise != "teacher-layers":
+        return
+    if len(settings.teacher_layers) != settings.layers:
+        raise ValueError("teacher_layers must name one teacher layer for each of the layers")
+    if settings.embeddings == "teacher-pca":
+        raise ValueError("embeddings: layers of the teacher need its embeddings: teacher, not teacher-pca")
 
 
 class EncoderSettings(Part):
@@ -28,11 +65,11 @@ class EncoderSettings(Part):
     exits: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 2, 4)
     embeddings: Literal["teacher-pca", "teacher", "random"] = "teacher-pca"
     initialise: Literal["random", "teacher-layers"] = "random"
-    teacher_layers: tuple[int, ...] = ()
+    teacher_layers: Layers = ()
     vocabulary: Literal["trimmed", "full"] = "trimmed"
     vocabulary_min_count: Count = 1
-    max_tokens: Annotated[int, Field(ge=8, le=512)] = 64
-    dropout: Share = 0.1
+    max_tokens: Tokens = 64
+    dropout: Less = 0.1
     attention_width: Count | None = None
 
     @model_serializer(mode="wrap")
@@ -51,8 +88,7 @@ class EncoderSettings(Part):
             raise ValueError("attention_width must be a multiple of heads")
         if list(self.exits) != sorted(set(self.exits)) or self.exits[-1] != self.layers:
             raise ValueError("exits must rise and end at layers")
-        if self.initialise == "teacher-layers" and len(self.teacher_layers) != self.layers:
-            raise ValueError("teacher_layers must name one teacher layer for each of the layers")
+        check_layers(self)
         return self
 
 
@@ -69,8 +105,8 @@ class NgramShape(Part):
     buckets: Annotated[int, Field(ge=16, le=1 << 22)] = 65_536
     width: Count = 64
     hidden: Count = 256
-    dropout: Share = 0.2
-    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Less = 0.2
+    feature_dropout: Less = 0.1
     embeddings: Literal["teacher-pca", "random"] = "teacher-pca"
     table_learning_rate_factor: Positive = 5.0
 
@@ -81,7 +117,7 @@ class NgramSettings(NgramShape):
     architecture: Literal["ngram"]
     vocabulary: Literal["trimmed", "full"] = "trimmed"
     vocabulary_min_count: Count = 1
-    max_tokens: Annotated[int, Field(ge=8, le=512)] = 64
+    max_tokens: Tokens = 64
 
     @property
     def exits(self) -> tuple[int, ...]:

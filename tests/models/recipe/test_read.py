@@ -87,6 +87,23 @@ def test_a_dev_file_is_read_as_a_file(folder: Path, tmp_path: Path) -> None:
         ("student.exits=[]", "R: student.exits: Tuple should have at least 1 item"),
         ("student.initialise=teacher-layers", "R: student: teacher_layers must name one teacher layer for each"),
         ("distil.objectives=[]", "R: distil.objectives: Tuple should have at least 1 item"),
+        (
+            "distil.objectives=[{soft_labels: null}]",
+            "R: distil.objectives.0: an objective has exactly one of soft_labels",
+        ),
+        ("distil.objectives=soft_labels", "R: distil.objectives: must be a list"),
+        ("distil.objectives=[soft_labels]", "R: distil.objectives.0: must be a mapping"),
+        ("distil.augment={drop: 0.6, replace: 0.5}", "R: distil.augment: drop and replace must not exceed 1 together"),
+        ("distil.augment.seed=-1", "R: distil.augment.seed: Input should be greater than or equal to 0"),
+        ("seed=-1", "R: seed: Input should be greater than or equal to 0"),
+        ("seed=2147483648", "R: seed: Input should be less than 2147483648"),
+        ("teacher.fine_tune.seed=-1", "R: teacher.fine_tune.seed: Input should be greater than or equal to 0"),
+        ("teacher.fine_tune.max_tokens=1024", "R: teacher.fine_tune.max_tokens: Input should be less than or equal to"),
+        ("teacher.fine_tune.label_smoothing=1", "R: teacher.fine_tune.label_smoothing: Input should be less than 1"),
+        ("student.dropout=1", "R: student.dropout: Input should be less than 1"),
+        ("exits.risks=[]", "R: exits.risks: Tuple should have at least 1 item"),
+        ("golden_texts=['']", "R: golden_texts.0: String should match"),
+        ("gates={no: 1}", "R: key false: keys are text; put it in quotes"),
         ("distil.objectives.0.logit_mse={}", "R: distil.objectives.0: an objective has exactly one of"),
         ("distil.learning_rate=.nan", "R: holds a value that is no plain text, number, list or mapping"),
         ("data.gate.cut=0.5", "R: data.gate.cut: Input should be less than 0.5"),
@@ -247,6 +264,22 @@ def test_a_recipe_that_names_no_backend_keeps_its_digest(folder: Path, tmp_path:
     more = read_recipe(path, overrides=("exits.backends=[onnxruntime, openvino]",))
     assert more.digest() != plain.digest()
     assert more.exits.model_dump(mode="json")["backends"] == ["onnxruntime", "openvino"]
+
+
+def test_layers_of_a_teacher_need_its_embeddings(folder: Path, tmp_path: Path) -> None:
+    copied = ("student.initialise=teacher-layers", "student.teacher_layers=[0, 2, 4, 5]")
+    assert refused(written(tmp_path), *copied).startswith("R: student: embeddings: layers of the teacher need its")
+    whole = read_recipe(written(tmp_path), overrides=(*copied, "student.embeddings=teacher"))
+    assert whole.student.teacher_layers == (0, 2, 4, 5)
+
+
+def test_a_file_of_rows_may_stand_alone_in_a_list(folder: Path, tmp_path: Path) -> None:
+    files = "data.train=[${DATA}/train.jsonl, {file: ${DATA}/test.jsonl, labels: {'0': no_match}}]"
+    recipe = read_recipe(written(tmp_path), overrides=(files,))
+    assert [dict(each.labels) for each in recipe.data.train] == [{}, {"0": "no_match"}]
+    assert list(recipe.files())[:2] == ["train.0.file", "train.1.file"]
+    quotes = files.replace("'0'", "0")
+    assert refused(written(tmp_path), quotes) == "R: key 0: keys are text; put it in quotes"
 
 
 @pytest.mark.parametrize("backends", ["[onnxruntime, onnxruntime]", "[]", "[Open VINO]"])
