@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from models.evaluate.by_file import FileQuality
 from models.evaluate.company import CompanyCheck
+from models.evaluate.metrics import Interval
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student
 from models.evaluate.resplits import ResplitSummary
 from models.evaluate.speed import SpeedReport, Timing
@@ -187,6 +189,20 @@ def test_optional_measurements_get_their_sections(card: Card) -> None:
     assert "| int8 | padded | 10 | 3.0e-04 | 1 | 2 | 0 |" in full
     assert "| toy | texts (tokenizing timed) | 32 | 100 | 1,000 |" in full
     assert "| 0.01 | 100.0% | 60.0% | 50.0% | 0.80 | 0.00% / 0.50% / 1.00% | 2.0% |" in full
+
+
+def test_each_test_file_has_its_lines(card: Card) -> None:
+    assert "## By test file" not in render(card)
+    files = (
+        FileQuality("a/x.jsonl", 1200, "teacher", 0.9, 0.8, None, None),
+        FileQuality("a/x.jsonl", 1200, "full depth", 0.81, 0.4, Interval(0.9, 0.85, 0.95), 0.5),
+    )
+    full = render(replace(card, files=files))
+    assert "| file | rows | setting | accuracy | macro F1 | accuracy ÷ teacher | 95% interval | F1 ÷ teacher |" in full
+    assert "| a/x.jsonl | 1,200 | teacher | 90.00% | 80.00% | – | – | – |" in full
+    assert "| a/x.jsonl | 1,200 | full depth | 81.00% | 40.00% | 0.9000 | 0.8500 to 0.9500 | 0.5000 |" in full
+    two = card.manifest.model_copy(update={"labels": ("no", "yes")})
+    assert "| F1 of yes |" in render(replace(card, manifest=two, qualities=card.qualities, files=files))
 
 
 def test_the_card_says_what_it_does_not_say(card: Card) -> None:
