@@ -159,6 +159,8 @@ def _first_problem(error: ValidationError) -> str:
         "missing": "missing",
         "model_type": "must be a mapping",
         "tuple_type": "must be a list",
+        "too_short": "must not be empty",
+        "string_type": "must be text",
     }
     return f"{where}: {plain.get(first['type'], first['msg'].removeprefix('Value error, '))}"
 
