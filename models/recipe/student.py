@@ -82,7 +82,7 @@ class EncoderSettings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.hidden % self.heads:
+        if self.attention_width is None and self.hidden % self.heads:
             raise ValueError("hidden must be a multiple of heads")
         if self.attention_width is not None and self.attention_width % self.heads:
             raise ValueError("attention_width must be a multiple of heads")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 import pytest
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from models.data.corpus import read_corpus, read_qrels, read_queries
@@ -69,6 +69,8 @@ def kind(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
     if origin is Annotated:
         base, *more = arguments
         return kind(base, [each for one in more for each in (one.metadata if isinstance(one, FieldInfo) else [one])])
+    if any(isinstance(one, BeforeValidator) for one in metadata):
+        return f"text or {kind(annotation)}"
     limits = " and ".join(
         f"{sign} {_number(getattr(one, name))}"
         for one in metadata

@@ -40,6 +40,12 @@ def test_a_shape_without_an_architecture_is_an_encoders(tmp_path: Path):
     assert same[0] == same[1]
 
 
+def test_heads_divide_the_attention_where_it_is_narrower(tmp_path: Path):
+    assert recipe(tmp_path, {"hidden": 128, "heads": 5, "attention_width": 160}).student.attention_width == 160
+    with pytest.raises(RecipeInvalid, match="attention_width must be a multiple of heads"):
+        recipe(tmp_path, {"hidden": 128, "heads": 4, "attention_width": 42})
+
+
 def test_every_architecture_says_what_its_exits_run_and_what_it_reads(tmp_path: Path):
     ngram = recipe(tmp_path, {"architecture": "ngram", "orders": 2, "max_tokens": 96}).student
     assert isinstance(ngram, NgramSettings)
