@@ -1,7 +1,7 @@
 """Trimming the vocabulary of a trained student: its table loses the rows of tokens that texts hardly use.
 
 A dropped token's words fall into smaller pieces, which the student has seen in other words; so most texts stay as they
-are, and the others come out a little longer.
+are, and the others come out a little longer. A word with a letter beyond ASCII that no kept token has becomes unknown.
 """
 
 import copy
@@ -45,7 +45,8 @@ def trim_vocabulary(
         student: trained.
         trimmed: its tokenizer.
         texts: those it was trained on.
-        min_count: occurrences below which a token is dropped; special tokens and single characters stay.
+        min_count: occurrences below which a token is dropped; special tokens stay, and single characters that are
+            ASCII or in a kept token.
         probe: N texts on which both students are compared.
     Raises: RecipeInvalid: the tokenizer is not a WordPiece one.
     """

@@ -324,6 +324,27 @@ def test_other_rows_of_the_comparison_are_measured(job: Job, finished: tuple[Job
     assert "20 test rows" in (job.open().path / "card.md").read_text()
 
 
+def test_a_trimmed_vocabulary_is_packed_measured_and_said(again: Job) -> None:
+    """The student that was trained stays; its tokenizer, graphs and golden texts are those of fewer tokens."""
+    vocabulary = {"vocabulary": "trimmed", "min_count": 100_000}
+    again.rewrite(lambda document: document.update(compress=[vocabulary, *document["compress"]]))
+    again.rewrite(lambda document: document.update(gates={"cosine": 0.0, "overlap": 0.0, "retention": 0.0}))
+    published, cache, said = again.run()
+    assert "embedder" not in made_now(cache)
+    before, after = again.open(1), again.open(published.version)
+    sizes = [len(json.loads(bundle.tokenizer_path.read_text())["model"]["vocab"]) for bundle in (before, after)]
+    assert sizes[1] < sizes[0]
+    line = f"vocabulary, tokens used 100000 times or more, {sizes[0]} -> {sizes[1]}"
+    assert f"compress: {line}" in said
+    assert line in (after.path / "card.md").read_text()
+    assert after.manifest.provenance.recipe["compress"][0] == vocabulary
+    for precision in ("fp32", "int8"):
+        student = Student(after, precision=precision)
+        student.check_golden()
+        (rare,) = student.all_exits(student.encoder.encode(["猫 qqq zebra"]))
+        assert np.isfinite(rare).all()
+
+
 def test_one_precision_and_no_neighbours(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     def change(document: dict) -> None:
         del document["data"]["neighbours"]
