@@ -86,6 +86,12 @@ class ClassifyRecipe(Recipe):
         inside = any(each.hidden is not None or each.attention is not None for each in self.distil.objectives)
         if student == "ngram" and inside:
             raise ValueError("distil.objectives: hidden and attention need layers, which an ngram student has not")
+        if not self.distil.gold_weight and not any(
+            each.soft_labels or each.logit_mse for each in self.distil.objectives
+        ):
+            raise ValueError(
+                "distil.objectives: hidden and attention teach no labels; add soft_labels or a gold_weight"
+            )
         return self
 
     def files(self) -> Mapping[str, str]:

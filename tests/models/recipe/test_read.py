@@ -273,6 +273,13 @@ def test_layers_of_a_teacher_need_its_embeddings(folder: Path, tmp_path: Path) -
     assert whole.student.teacher_layers == (0, 2, 4, 5)
 
 
+def test_something_must_teach_the_labels(folder: Path, tmp_path: Path) -> None:
+    inside = ("distil.objectives=[{hidden: {}}, {attention: {}}]", "distil.gold_weight=0")
+    says = "R: recipe: distil.objectives: hidden and attention teach no labels"
+    assert refused(written(tmp_path), *inside).startswith(says)
+    assert read_recipe(written(tmp_path), overrides=inside[:1]).distil.gold_weight == 0.3
+
+
 def test_a_file_of_rows_may_stand_alone_in_a_list(folder: Path, tmp_path: Path) -> None:
     files = "data.train=[${DATA}/train.jsonl, {file: ${DATA}/test.jsonl, labels: {'0': no_match}}]"
     recipe = read_recipe(written(tmp_path), overrides=(files,))
