@@ -127,3 +127,54 @@ def test_variants_keep_their_promises(text: str, n: int, seed: int) -> None:
         assert variant.strip()
         assert variant != text
         assert group_key(Row(variant)) not in forbidden
+
+
+PAIR = ("where is my card ?", "my card is late again")
+
+
+def group(pair: tuple[str, str]) -> str:
+    return group_key(Row(pair[0], text_pair=pair[1]))
+
+
+def test_a_pair_comes_the_other_way_round_first_and_then_varied() -> None:
+    found = Augmenter(None, only(drop=0.4), 0).augment_pairs([PAIR], 3)
+    assert found[0] == (PAIR[1], PAIR[0])
+    assert len(found) == 3
+    for first, second in found[1:]:
+        assert set(first.split()) <= set(PAIR[0].split())
+        assert set(second.split()) <= set(PAIR[1].split())
+
+
+@pytest.mark.parametrize(("rows", "count"), [(0, 0), (1, 1), (4, 4)])
+def test_a_pair_has_at_most_so_many_variants(rows: int, count: int) -> None:
+    assert len(Augmenter(None, only(drop=0.4), 0).augment_pairs([PAIR], rows)) == count
+
+
+def test_pairs_that_are_held_out_never_come_out_in_either_order() -> None:
+    turned, settings = (PAIR[1], PAIR[0]), only(drop=0.4)
+    free = Augmenter(None, settings, 0).augment_pairs([PAIR], 4)
+    forbidden = frozenset({group(turned), group(free[2])})
+    found = Augmenter(None, settings, 0, forbidden=forbidden).augment_pairs([PAIR], 4)
+    assert found == [free[1], free[3]]
+
+
+def test_no_variant_is_a_pair_that_is_there_already() -> None:
+    same = ("my card", "my card")
+    assert Augmenter(None, NOTHING, 0).augment_pairs([PAIR, (PAIR[1], PAIR[0]), same], 3) == []
+
+
+def test_a_text_that_has_no_variant_stays_beside_those_of_the_other() -> None:
+    found = Augmenter(None, only(drop=0.4), 0).augment_pairs([("?", PAIR[1])], 3)
+    assert found[0] == (PAIR[1], "?")
+    assert [first for first, _ in found[1:]] == ["?"]
+    assert found == Augmenter(None, only(drop=0.4), 0).augment_pairs([("?", PAIR[1])], 3)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.text("ab .", max_size=12), st.text("ab .", max_size=12)), max_size=5),
+    rows=st.integers(0, 4),
+)
+def test_variants_of_pairs_are_new_and_each_once(pairs: list[tuple[str, str]], rows: int) -> None:
+    found = Augmenter(NEIGHBOURS, EVERYTHING, 0).augment_pairs(pairs, rows)
+    assert len(found) == len(set(found)) <= rows * len(pairs)
+    assert not set(found) & set(pairs)
