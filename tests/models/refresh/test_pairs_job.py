@@ -144,6 +144,19 @@ def test_other_files_than_a_version_was_made_from_are_refused(made: Path, tmp_pa
         same_splits(changed(made, tmp_path, change), opened(made).manifest)
 
 
+def test_dev_files_are_told_by_their_bytes_not_their_places(made: Path, tmp_path: Path):
+    """A provenance holds them as they were written, `${NAME}` and all."""
+    manifest = opened(made).manifest
+    written = manifest.provenance.recipe
+    data = {**written["data"], "dev": [{"file": "${SOMEWHERE}/dev1.jsonl"}, {"file": "${SOMEWHERE}/dev2.jsonl"}]}
+    provenance = manifest.provenance.model_copy(update={"recipe": {**written, "data": data}})
+    dev = [{"file": write_pairs(tmp_path / f"dev{seed}.jsonl", 30, seed=seed)} for seed in (5, 6)]
+    recipe = changed(made, tmp_path, lambda data: data.update(dev=dev))
+    # what it says is of the next check: this version has no dev file
+    with pytest.raises(OfflineError, match=r"data\.dev 1: .*/dev5\.jsonl: .* made from no such file"):
+        same_splits(recipe, manifest.model_copy(update={"provenance": provenance}))
+
+
 def test_the_files_may_lie_elsewhere(made: Path, tmp_path: Path):
     for file in made.glob("*.jsonl"):
         shutil.copy(file, tmp_path / file.name)
