@@ -50,7 +50,7 @@ from service.store.store import Store
 
 # N texts, D dimensions
 
-DRAFT_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1
+DRAFT_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 2, 1, 1, 1
 
 _CALIBRATION_BATCH = 32
 _PARITY_ATOL = 5e-4
@@ -149,7 +149,7 @@ def _parts(
         default_precision=recipe.publish.default_precision,
         # the axes are the teacher's, turned: another student of the same rotation is near enough to compare with, but
         # stored vectors of one are not those of the other
-        space_id=f"{recipe.name}-{trained.folder.name}",
+        space_id=_space(recipe, trained),
         embedding_dimensions=len(trained.turned),
         provenance=_provenance(run, teacher),
         golden_texts=(*GOLDEN_TEXTS, *recipe.golden_texts),
@@ -166,6 +166,12 @@ def _provenance(run: EmbedRun, teacher: Teacher) -> Provenance:
         data=run.splits.sources,
         notes=recipe.notes,
     )
+
+
+def _space(recipe: EmbedRecipe, trained: TrainedEmbedder) -> str:
+    """Another training is another space, and so is another vocabulary: texts with dropped tokens move."""
+    trimmed = "" if recipe.trim is None else f"-t{recipe.trim.min_count}"
+    return f"{recipe.name}-{trained.folder.name}{trimmed}"
 
 
 def _precisions(recipe: EmbedRecipe) -> tuple[str, ...]:

@@ -329,6 +329,7 @@ def test_a_trimmed_vocabulary_is_packed_measured_and_said(again: Job) -> None:
     vocabulary = {"vocabulary": "trimmed", "min_count": 100_000}
     again.rewrite(lambda document: document.update(compress=[vocabulary, *document["compress"]]))
     again.rewrite(lambda document: document.update(gates={"cosine": 0.0, "overlap": 0.0, "retention": 0.0}))
+    again.rewrite(lambda document: document["publish"].update(alias="next"))
     published, cache, said = again.run()
     assert "embedder" not in made_now(cache)
     before, after = again.open(1), again.open(published.version)
@@ -338,6 +339,7 @@ def test_a_trimmed_vocabulary_is_packed_measured_and_said(again: Job) -> None:
     assert f"compress: {line}" in said
     assert line in (after.path / "card.md").read_text()
     assert after.manifest.provenance.recipe["compress"][0] == vocabulary
+    assert after.manifest.space_id == f"{before.manifest.space_id}-t100000"
     for precision in ("fp32", "int8"):
         student = Student(after, precision=precision)
         student.check_golden()

@@ -135,14 +135,16 @@ def test_one_label_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
         Job(path, tmp_path).run()
 
 
-def test_pairs_are_refused_before_anything_is_trained(make_recipe: MakeRecipe, tmp_path: Path):
-    path = make_recipe()
+def test_pairs_are_refused_before_anything_is_trained_where_the_student_takes_none(
+    make_recipe: MakeRecipe, tmp_path: Path
+):
+    path = make_recipe(student={"architecture": "ngram", "max_tokens": 16})
     for split in ("train", "test"):
         file = tmp_path / "data" / f"{split}.jsonl"
         rows = [{**json.loads(line), "text_pair": "my money"} for line in file.read_text().splitlines()]
         file.write_text("\n".join(json.dumps(row) for row in rows))
     job = Job(path, tmp_path)
-    with pytest.raises(RecipeInvalid, match=r"train.jsonl:1: text_pair"):
+    with pytest.raises(RecipeInvalid, match=r"train.jsonl:\d+: text_pair: student.architecture ngram"):
         job.run()
     assert list(job.runs.iterdir()) == []
 
