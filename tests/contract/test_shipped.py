@@ -20,7 +20,7 @@ def bundles() -> list[Bundle]:
     return [SHIPPED.open(name, version) for name in SHIPPED.students() for version in SHIPPED.versions(name)]
 
 
-@pytest.mark.parametrize("name", ["intent", "sentiment"])
+@pytest.mark.parametrize("name", ["embed", "intent", "sentiment", "topic"])
 def test_the_student_is_in_production(name: str):
     assert SHIPPED.resolve(name).alias == "production"
 
@@ -35,7 +35,10 @@ class TestShipped:
         recipe = ROOT / "models" / "recipes" / f"{bundle.manifest.name}.yaml"
         assert bundle.manifest.provenance.recipe == yaml.safe_load(recipe.read_text(encoding="utf-8"))
 
-    def test_its_default_exits_are_certified(self, bundle: Bundle):
+    def test_its_default_exits_are_certified_where_it_has_any(self, bundle: Bundle):
+        if len(bundle.manifest.exits) == 1:
+            assert bundle.manifest.default_risk is None
+            return
         certificate = bundle.manifest.certificate(backend="onnxruntime", precision=bundle.manifest.default_precision)
         assert certificate is not None
         assert bundle.manifest.default_risk in {point.risk for point in certificate.points}

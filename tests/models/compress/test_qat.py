@@ -19,7 +19,7 @@ from models.export.stages import export_stages
 def _logits(student, batches) -> list[np.ndarray]:
     with torch.no_grad():
         outputs = [student(torch.as_tensor(b["input_ids"]), torch.as_tensor(b["attention_mask"])) for b in batches]
-    return [np.concatenate([out.logits[i].numpy() for out in outputs]) for i in range(len(outputs[0].logits))]
+    return [np.concatenate([out.exits[i].numpy() for out in outputs]) for i in range(len(outputs[0].exits))]
 
 
 def test_ranges_are_measured_for_layers_that_see_tokens(student, batches):
