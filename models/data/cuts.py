@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 from models.data.parts import PartIndex, whole_texts
 from models.data.read import read_rows, read_texts
 from models.data.rows import Row, group_key, row_key, words
+from models.data.sources import file_source
 from models.errors import DataInvalid, DataLeak, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe, Data
 from models.recipe.parts import Cut, RowsFile, files_of
@@ -174,7 +175,7 @@ def _read_files(data: Data) -> _Files:
         for (role, _), each in zip(role_files(name, files), files_of(files), strict=True):
             found = _renamed(read_rows(Path(each.file), task="classify", labels="required"), each.labels)
             rows[name] += found
-            sources[role] = _source(role, each.file, len(found), each.licence or data.licence)
+            sources[role] = file_source(role, each.file, len(found), each.licence or data.licence)
             _distinct_file(role, sources)
     _alike(rows, data)
     unlabelled: list[Row] = []
@@ -182,7 +183,7 @@ def _read_files(data: Data) -> _Files:
         texts = [
             Row(each.text, file=each.file, line=each.line) for each in read_texts(Path(pool.file), sources=pool.sources)
         ]
-        sources[f"unlabelled.{number}"] = _source("unlabelled", pool.file, len(texts), pool.licence)
+        sources[f"unlabelled.{number}"] = file_source("unlabelled", pool.file, len(texts), pool.licence)
         unlabelled += texts
     return _Files(rows["train"], rows.get("dev"), rows["test"], unlabelled, tuple(sources.values()))
 
@@ -200,18 +201,6 @@ def _renamed(rows: list[Row], labels: Mapping[str, str]) -> list[Row]:
         if label not in known:
             raise DataInvalid(f"{rows[0].file}: data: labels: {label!r} is to be renamed, and no row has it")
     return [replace(row, label=labels.get(row.label or "", row.label)) for row in rows]
-
-
-def _source(role: str, file: str, rows: int, licence: str) -> DataSource:
-    with Path(file).open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return DataSource(role=role, name=_public_name(file), sha256=digest, rows=rows, licence=licence)
-
-
-def _public_name(file: str) -> str:
-    """A file's name and its folder's: enough to know it by, and nothing of where it lies on this machine."""
-    path = Path(file).resolve()
-    return f"{path.parent.name}/{path.name}".lstrip("/")
 
 
 def _distinct_file(role: str, sources: dict[str, DataSource]) -> None:
