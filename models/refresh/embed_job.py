@@ -12,7 +12,6 @@ import onnxruntime
 
 from models.data.rows import Row
 from models.data.texts import prepare_texts
-from models.errors import GateFailed
 from models.evaluate.embedding import (
     EmbedQuality,
     NeighbourAccuracy,
@@ -38,6 +37,7 @@ from models.refresh.embed_training import (
     make_embedder,
     unit_vectors,
 )
+from models.refresh.gating import pass_gates
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.report.card import GateResult
@@ -189,19 +189,14 @@ def _gates(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult, 
         "rows": {name: run.splits.digests()[name] for name in ("gate", "dev")},
     }
 
-    def make(folder: Path) -> None:
-        gates = _judged(run, teacher, draft)
-        for gate in gates:
-            passed = "passed" if gate.passed else "FAILED"
-            run.reporter.say(f"gate: {gate.name}: {gate.reached} ({gate.required}): {passed}")
-        failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
-        if failed:
-            raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
-        document = [asdict(gate) for gate in gates]
-        (folder / "gates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-
-    folder = run.cache.run("gates", inputs, make)
-    return tuple(GateResult(**fields) for fields in json.loads((folder / "gates.json").read_text(encoding="utf-8")))
+    return pass_gates(
+        run.cache,
+        run.reporter,
+        lambda _: _judged(run, teacher, draft),
+        name=run.recipe.name,
+        step="gates",
+        inputs=inputs,
+    )
 
 
 def _judged(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult, ...]:

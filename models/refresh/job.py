@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from models.data.cuts import prepare, split_sources
-from models.errors import GateFailed, RecipeInvalid
+from models.errors import RecipeInvalid
 from models.evaluate.by_file import FileQuality, by_file
 from models.evaluate.quality import StudentQuality, quality_for_manifest
 from models.evaluate.speed import Timing, frontier, pinned
@@ -19,6 +19,7 @@ from models.recipe.parts import FIRST_BACKEND
 from models.refresh.baseline import baseline_on
 from models.refresh.cache import StepCache
 from models.refresh.drafted import Drafted
+from models.refresh.gating import pass_gates
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
 from models.refresh.proving import (
@@ -264,20 +265,11 @@ def _gates(run: Run, teacher: Teacher, candidate: _Candidate) -> tuple[GateResul
         "rows": run.splits.digests["gate"],
     }
 
-    def make(folder: Path) -> None:
+    def judged(folder: Path) -> tuple[GateResult, ...]:
         _tell_baseline(run, teacher, "gate")
-        gates = _judged(run, teacher, _assembled(run, teacher, candidate, folder / "bundle"))
-        for gate in gates:
-            passed = "passed" if gate.passed else "FAILED"
-            run.reporter.say(f"gate: {gate.name}: {gate.reached} ({gate.required}): {passed}")
-        failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
-        if failed:
-            raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
-        document = [asdict(gate) for gate in gates]
-        (folder / "gates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+        return _judged(run, teacher, _assembled(run, teacher, candidate, folder / "bundle"))
 
-    folder = run.cache.run("gates", inputs, make)
-    return tuple(GateResult(**fields) for fields in json.loads((folder / "gates.json").read_text(encoding="utf-8")))
+    return pass_gates(run.cache, run.reporter, judged, name=run.recipe.name, step="gates", inputs=inputs)
 
 
 def _judged(run: Run, teacher: Teacher, bundle: Bundle) -> tuple[GateResult, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.data.rank_sets import Ranking
 from models.data.rankings import prepare_rankings, rank_sources
-from models.errors import GateFailed, RecipeInvalid
+from models.errors import RecipeInvalid
 from models.evaluate.rankers import (
     BI_ENCODER,
     bi_encoder_order,
@@ -26,6 +26,7 @@ from models.export.provenance import make_provenance
 from models.recipe.rank import RankRecipe
 from models.refresh.cache import StepCache
 from models.refresh.drafted import Drafted
+from models.refresh.gating import pass_gates
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.refresh.rank_packing import RankDraft, make_rank_draft
@@ -140,19 +141,14 @@ def _gates(run: RankRun, teacher: Teacher, draft: RankDraft) -> tuple[GateResult
         "rows": run.splits.digests["gate"],
     }
 
-    def make(folder: Path) -> None:
-        gates = _judged(run, teacher, draft)
-        for gate in gates:
-            passed = "passed" if gate.passed else "FAILED"
-            run.reporter.say(f"gate: {gate.name}: {gate.reached} ({gate.required}): {passed}")
-        failed = [f"{gate.name}: {gate.reached}, required {gate.required}" for gate in gates if not gate.passed]
-        if failed:
-            raise GateFailed(f"{run.recipe.name}: nothing was published: {'; '.join(failed)}")
-        document = [asdict(gate) for gate in gates]
-        (folder / "gates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
-
-    folder = run.cache.run("rank-gates", inputs, make)
-    return tuple(GateResult(**fields) for fields in json.loads((folder / "gates.json").read_text(encoding="utf-8")))
+    return pass_gates(
+        run.cache,
+        run.reporter,
+        lambda _: _judged(run, teacher, draft),
+        name=run.recipe.name,
+        step="rank-gates",
+        inputs=inputs,
+    )
 
 
 def _judged(run: RankRun, teacher: Teacher, draft: RankDraft) -> tuple[GateResult, ...]:
