@@ -21,9 +21,13 @@ ADMIN_KEY = "the key of the administrator"
 def raw(server: Any, data: bytes) -> bytes:
     """Send bytes, and return all that comes until the server closes."""
     address = tuple(server.url.removeprefix("http://").split(":"))
-    with socket.create_connection(address, timeout=PATIENCE_S) as connection:
-        connection.sendall(data)
-        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    came: list[bytes] = []
+    # a server that has refused does not read the rest, and its system resets the connection after the answer
+    with socket.create_connection(address, timeout=PATIENCE_S) as connection, contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        came.extend(iter(lambda: connection.recv(1 << 16), b""))
+    return b"".join(came)
 
 
 def write_keys(path: Path, *names: str) -> Path:
@@ -61,9 +65,8 @@ def test_headers_are_bounded_in_time_and_size(serve: Any) -> None:
     server = serve("--header-timeout-s", "0.3").ready()
     assert raw(server, b"") == b""
     assert raw(server, b"POST /v1/classify HTTP/1.1\r\nhost: x\r\n").startswith(b"HTTP/1.1 408 ")
-    patient = serve().ready()  # on a busy machine a large head may take longer than the other one waits
-    assert raw(patient, b"GET / HTTP/1.1\r\nx: " + b"y" * (1 << 16)).startswith(b"HTTP/1.1 431 ")
-    with patient.client() as client:
+    assert raw(server, b"GET / HTTP/1.1\r\nx: " + b"y" * (1 << 16)).startswith(b"HTTP/1.1 431 ")
+    with server.client() as client:
         assert client.get("/health/live").status_code == 200
 
 
