@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.distill.groups import groups_of
 from models.recipe.embed import EmbedDistil, EmbedObjective, Prefix
 from models.students.encoder import EncoderStudent
-from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
+from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix
 from models.teachers.tokens import Indices, Tokens
 
@@ -160,19 +161,11 @@ def distil_embedder(
 
     student.train()
     batches = all_batches(data.tokens.lengths, settings=plan)
-    groups = _groups(student, settings)
+    groups = groups_of(
+        student,
+        learning_rate=settings.learning_rate,
+        embedding_factor=settings.embedding_learning_rate_factor,
+        weight_decay=settings.weight_decay,
+    )
     fit(student, groups, loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
     student.eval()
-
-
-def _groups(student: EncoderStudent, settings: EmbedDistil) -> tuple[Group, ...]:
-    """Tables at their own rate and without decay; matrices with weight decay; the rest without."""
-    tables = (*student.embeddings.tokens.parameters(), student.embeddings.positions)
-    known = {id(parameter) for parameter in tables}
-    others = [parameter for parameter in student.parameters() if id(parameter) not in known]
-    rate = settings.learning_rate
-    return (
-        Group(tables, rate * settings.embedding_learning_rate_factor, 0.0),
-        Group(tuple(p for p in others if p.ndim == 2), rate, settings.weight_decay),
-        Group(tuple(p for p in others if p.ndim != 2), rate, 0.0),
-    )

@@ -1,19 +1,19 @@
 """Distillation of a ranker: lists of passages whose scores are to lie as the teacher's do."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.distill.groups import groups_of
 from models.recipe.rank import RankDistil
 from models.students.cross_encoder import score_pairs
 from models.students.encoder import EncoderStudent
 from models.teachers.cross_encoder import listwise_cross_entropy
-from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
+from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
 from models.teachers.pair_lists import PairLists, list_scores
 from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_length
 
@@ -128,22 +128,21 @@ def distil_ranker(
 
     student.train()
     batches = all_batches(lists.lengths, settings=plan)
-    fit(student, _groups(student, settings), loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
-    student.eval()
-
-
-def _groups(student: EncoderStudent, settings: RankDistil) -> Sequence[Group]:
-    """Tables at their own rate and without decay; matrices with weight decay; the rest without."""
-    embeddings = student.embeddings
-    tables: tuple[nn.Parameter, ...] = (*embeddings.tokens.parameters(), embeddings.positions)
-    known = {id(p) for p in tables}
-    others = [p for p in student.parameters() if id(p) not in known]
-    rate = settings.learning_rate
-    return (
-        Group(tables, rate * settings.embedding_learning_rate_factor, 0.0),
-        Group(tuple(p for p in others if p.ndim == 2), rate, settings.weight_decay),
-        Group(tuple(p for p in others if p.ndim != 2), rate, 0.0),
+    fit(
+        student,
+        groups_of(
+            student,
+            learning_rate=settings.learning_rate,
+            embedding_factor=settings.embedding_learning_rate_factor,
+            weight_decay=settings.weight_decay,
+        ),
+        loss,
+        batches,
+        settings=plan,
+        checkpoint=checkpoint,
+        progress=progress,
     )
+    student.eval()
 
 
 def scores_of(student: EncoderStudent, tokens: Tokens) -> npt.NDArray[np.float32]:

@@ -10,11 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from models.distill.groups import groups_of
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
 from models.recipe.distil import Distil, Objective
 from models.students.encoder import EncoderStudent, Outputs
-from models.students.student import Student, encoder_of, exit_names, labels_of, tables_of
-from models.teachers.fit import Fit, Group, Progress, all_batches, fast_matmul, fit
+from models.students.student import Student, encoder_of, exit_names, labels_of
+from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, States, Teacher
 from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_length
 
@@ -197,22 +198,16 @@ def distil(
 
     student.train()
     batches = all_batches(data.tokens.lengths, settings=plan)
-    groups = _groups(student, criterion, settings, table_factor=table_factor)
+    groups = groups_of(
+        student,
+        learning_rate=settings.learning_rate,
+        embedding_factor=settings.embedding_learning_rate_factor,
+        weight_decay=settings.weight_decay,
+        sparse_factor=table_factor,
+        more=tuple(criterion.parameters()),
+    )
     fit(whole, groups, loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
     student.eval()
-
-
-def _groups(student: Student, criterion: nn.Module, settings: Distil, *, table_factor: float) -> tuple[Group, ...]:
-    """Tables at rates of their own and without decay; matrices with weight decay; the rest without."""
-    rate, tables = settings.learning_rate, tables_of(student)
-    factors = (table_factor if table.sparse else settings.embedding_learning_rate_factor for table in tables)
-    known = {id(p) for table in tables for p in table.parameters}
-    others = [p for p in (*student.parameters(), *criterion.parameters()) if id(p) not in known]
-    return (
-        *(Group(t.parameters, rate * factor, 0.0, t.sparse) for t, factor in zip(tables, factors, strict=True)),
-        Group(tuple(p for p in others if p.ndim == 2), rate, settings.weight_decay),
-        Group(tuple(p for p in others if p.ndim != 2), rate, 0.0),
-    )
 
 
 def outputs_of(student: Student, batch: Padded) -> Outputs:

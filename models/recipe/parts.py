@@ -183,6 +183,10 @@ class Publish(Part):
             raise ValueError("precisions must name each precision once, default_precision among them")
         return self
 
+    def default_first(self) -> tuple[str, ...]:
+        """The shipped precisions, the default one first."""
+        return tuple(sorted(self.precisions, key=lambda precision: precision != self.default_precision))
+
 
 class Recipe(Part):
     """What the recipes of every task have (schema 1)."""

@@ -174,12 +174,6 @@ def _space(recipe: EmbedRecipe, trained: TrainedEmbedder) -> str:
     return f"{recipe.name}-{trained.folder.name}{trimmed}"
 
 
-def _precisions(recipe: EmbedRecipe) -> tuple[str, ...]:
-    """The shipped precisions, the default one first."""
-    first = recipe.publish.default_precision
-    return (first, *(precision for precision in recipe.publish.precisions if precision != first))
-
-
 def _gates(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult, ...]:
     """Every gate, all passed (a cached step). Raises: GateFailed: naming those that were not."""
     inputs = {
@@ -204,7 +198,7 @@ def _judged(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[GateResult,
     size = sum(entry.bytes for entry in bundle.manifest.files.values())
     gates = [GateResult("bytes", f"<= {wanted.bytes:,}", f"{size:,}", size <= wanted.bytes)]
     theirs = unit_vectors(teacher, list(run.splits.gate)) @ draft.trained.turned.T
-    for precision in _precisions(run.recipe):
+    for precision in run.recipe.publish.default_first():
         student = Student(bundle, precision=precision)
         alike = likeness(vectors_of(student, run.splits.gate), theirs)
         reference, forms = _on_pairs(run, teacher, student, "dev")
@@ -244,7 +238,7 @@ def _on_test(run: EmbedRun, teacher: Teacher, draft: _Draft) -> tuple[EmbedQuali
     """The one look at the test split, a measurement for each precision."""
     bundle, found = load_bundle(draft.bundle), []
     theirs = unit_vectors(teacher, list(run.splits.gate)) @ draft.trained.turned.T
-    for precision in _precisions(run.recipe):
+    for precision in run.recipe.publish.default_first():
         student = Student(bundle, precision=precision)
         reference, forms = _on_pairs(run, teacher, student, "test")
         found.append(

@@ -14,7 +14,7 @@ from models.compress.token_table import quantise_token_table
 from models.compress.vocabulary import trim_vocabulary
 from models.export.stages import ExportedStage, export_stages
 from models.refresh.embed_training import EmbedRun, TrainedEmbedder
-from models.teachers.tokens import tokenise
+from models.teachers.tokens import feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Stage
 
 _CALIBRATION_BATCH = 32
@@ -71,12 +71,7 @@ def _graphs(
 def _calibration_batches(run: EmbedRun, tokenizer_json: bytes, rows: int) -> list[dict[str, npt.NDArray[np.int64]]]:
     """Training texts in the student's ids."""
     tokens = tokenise(tokenizer_json, _spread(run, rows), max_tokens=run.recipe.student.max_tokens)
-    order = np.argsort(tokens.lengths, kind="stable")
-    batches = []
-    for begin in range(0, len(order), _CALIBRATION_BATCH):
-        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
-        batches.append({"input_ids": padded.input_ids.numpy(), "attention_mask": padded.attention_mask.numpy()})
-    return batches
+    return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
 
 
 def _spread(run: EmbedRun, rows: int) -> Sequence[str]:

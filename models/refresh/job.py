@@ -246,9 +246,7 @@ def _assembled(
 
 def _variants(recipe: ClassifyRecipe) -> tuple[Variant, ...]:
     """What is measured: every backend with the shipped precisions, the default precision first."""
-    first = recipe.publish.default_precision
-    precisions = (first, *(precision for precision in recipe.publish.precisions if precision != first))
-    return variants(recipe.exits.backends, precisions)
+    return variants(recipe.exits.backends, recipe.publish.default_first())
 
 
 def _further_backends(recipe: ClassifyRecipe) -> tuple[str, ...]:

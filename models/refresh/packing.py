@@ -28,7 +28,7 @@ from models.recipe.parts import Int8
 from models.refresh.training import Run, Trained, diverging, takes_pairs, texts_of
 from models.students.student import Student, exit_names
 from models.teachers.teacher import Teacher
-from models.teachers.tokens import Text, tokenise
+from models.teachers.tokens import Text, feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Exit, Provenance
 
 DRAFT_STEP = 1
@@ -162,18 +162,7 @@ def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dic
         texts = sorted(texts, key=lambda text: len(str(text)))[-4 * settings.rows :]
     chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
-    order = np.argsort(tokens.lengths, kind="stable")
-    batches = []
-    for begin in range(0, len(order), _CALIBRATION_BATCH):
-        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
-        batches.append(
-            {
-                "input_ids": padded.input_ids.numpy(),
-                "attention_mask": padded.attention_mask.numpy(),
-                "token_type_ids": padded.token_type_ids.numpy(),
-            }
-        )
-    return batches
+    return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
 
 
 def _trained_for_int8(

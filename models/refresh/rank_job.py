@@ -109,19 +109,15 @@ def _draft(run: RankRun, teacher: Teacher) -> RankDraft:
     return draft
 
 
-def _precisions(recipe: RankRecipe) -> tuple[str, ...]:
-    """The shipped precisions, the default one first."""
-    first = recipe.publish.default_precision
-    return (first, *(precision for precision in recipe.publish.precisions if precision != first))
-
-
 def _compared(
     run: RankRun, teacher: Teacher, bundle: Bundle, split: str, rankings: Sequence[Ranking]
 ) -> RankComparison:
     """Every precision of the student, the teacher and the baselines on one split."""
     with run.reporter.step(f"teacher on {split}") as progress:
         theirs = teacher_scores(teacher, rankings, directory=run.labels, progress=progress)
-    students = [student_scores(Student(bundle, precision=each), rankings) for each in _precisions(run.recipe)]
+    students = [
+        student_scores(Student(bundle, precision=each), rankings) for each in run.recipe.publish.default_first()
+    ]
     return compare_rankers(split, rankings, students=students, teacher=theirs, baselines=_baselines(run, rankings))
 
 

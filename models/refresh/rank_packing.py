@@ -19,7 +19,7 @@ from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
 from models.recipe.rank import RankRecipe
 from models.refresh.rank_training import RankRun, TrainedRanker, student_lists
-from models.teachers.tokens import tokenise
+from models.teachers.tokens import feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Exit, Provenance
 
 DRAFT_STEP = 1
@@ -109,15 +109,4 @@ def _calibration_batches(
     pairs = [pair for ranking in student_lists(run) for pair in ranking.pairs]
     chosen = pairs[:: max(1, len(pairs) // settings.rows)][: settings.rows]
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
-    order = np.argsort(tokens.lengths, kind="stable")
-    batches = []
-    for begin in range(0, len(order), _CALIBRATION_BATCH):
-        padded = tokens.padded(order[begin : begin + _CALIBRATION_BATCH])
-        batches.append(
-            {
-                "input_ids": padded.input_ids.numpy(),
-                "attention_mask": padded.attention_mask.numpy(),
-                "token_type_ids": padded.token_type_ids.numpy(),
-            }
-        )
-    return batches
+    return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
