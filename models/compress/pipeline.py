@@ -15,13 +15,18 @@ from models.compress.int8 import Int8Settings, quantise_static
 from models.compress.ranges import Feeds, Range
 from models.compress.receipt import Receipt, make_receipt
 from service.bundle.manifest import Stage
+from service.bundle.sources import SIDES, is_sided
 
 Array = npt.NDArray[Any]
 _EXIT_OUTPUTS = ("logits", "score", "embedding")
 
 
+_SIDES = tuple(f"{side}:" for side in SIDES)
+
+
 class StageRunner:
-    """Runs bare stage graphs on one thread of ONNX Runtime, every item to full depth."""
+    """Runs bare stage graphs on one thread of ONNX Runtime, every item to full depth; of two texts that are read
+    apart, a stage of one text on each."""
 
     def __init__(self, stages: Sequence[Stage], graphs: Mapping[str, Path]) -> None:
         """Load the graphs.
@@ -37,19 +42,36 @@ class StageRunner:
         """Run one batch.
 
         Args:
-            batch: token inputs int64 [B, T]; may hold outputs of earlier stages (`STAGE.OUTPUT`) already.
-        Returns: the batch and every output of these stages, by source name (`00.hidden`).
+            batch: token inputs int64 [B, T], of two texts apart each under its side (`first:input_ids`); may hold
+                outputs of earlier stages (`STAGE.OUTPUT`) already.
+        Returns: the batch and every output of these stages, by source name (`00.hidden`, `first:00.state`).
         """
         known: dict[str, Array] = dict(batch)
         for stage in self._stages:
-            values = self._sessions[stage.id].run(list(stage.outputs), stage_feeds(stage, known))
-            known |= {f"{stage.id}.{name}": value for name, value in zip(stage.outputs, values, strict=True)}
+            for side in _sides(stage, known):
+                values = self._sessions[stage.id].run(list(stage.outputs), stage_feeds(stage, known, side=side))
+                known |= {f"{side}{stage.id}.{name}": value for name, value in zip(stage.outputs, values, strict=True)}
         return known
 
 
-def stage_feeds(stage: Stage, known: Feeds) -> dict[str, Array]:
-    """A stage's inputs by tensor name, taken from what is known by source name."""
-    return {tensor: known[source] for tensor, source in stage.inputs.items()}
+def stage_feeds(stage: Stage, known: Feeds, *, side: str = "") -> dict[str, Array]:
+    """A stage's inputs by tensor name, taken from what is known by source name.
+
+    Args:
+        side: `first:` or `second:`, where it is one of two texts that are read apart.
+    """
+    return {tensor: known[side + source] for tensor, source in stage.inputs.items()}
+
+
+def _sides(stage: Stage, known: Feeds) -> tuple[str, ...]:
+    """The texts that a stage is run on, one after the other."""
+    apart = any(source.startswith(_SIDES) for source in known)
+    return _SIDES if apart and not is_sided(stage.inputs.values()) else ("",)
+
+
+def _masks(stage: Stage, known: Feeds, side: str) -> Array:
+    """Which tokens the rows of a stage's inner tensors are of; of a stage that joins two texts, the first one's."""
+    return known[f"{_SIDES[0]}attention_mask" if is_sided(stage.inputs.values()) else f"{side}attention_mask"]
 
 
 def final_outputs(stages: Sequence[Stage], graphs: Mapping[str, Path], batches: Iterable[Feeds]) -> Array:
@@ -76,7 +98,8 @@ def quantise_stages(
     Args:
         stages: manifest entries in pipeline order.
         fp32, int8: files by stage id, to read and to write.
-        batches: calibration rows, `input_ids`, `attention_mask` and where needed `token_type_ids`: int64 [B, T].
+        batches: calibration rows, `input_ids`, `attention_mask` and where needed `token_type_ids`: int64 [B, T]; of
+            two texts apart, each under its side.
         settings: how ranges are chosen.
         trained: by stage id, ranges by weight name from training for int8; None measures them here.
     Returns: the receipt, on the calibration rows.
@@ -84,7 +107,11 @@ def quantise_stages(
     """
     known: list[dict[str, Array]] = [dict(batch) for batch in batches]
     for stage in stages:
-        feeds = [stage_feeds(stage, batch) | {"attention_mask": batch["attention_mask"]} for batch in known]
+        feeds = [
+            stage_feeds(stage, batch, side=side) | {"attention_mask": _masks(stage, batch, side)}
+            for batch in known
+            for side in _sides(stage, batch)
+        ]
         ranges = None if trained is None else trained[stage.id]
         quantise_static(fp32[stage.id], int8[stage.id], feeds=feeds, settings=settings, ranges=ranges)
         runner = StageRunner([stage], int8)

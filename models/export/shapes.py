@@ -2,10 +2,10 @@
 
 For every reshape and slice an exporter writes nodes that take B and T apart and join them again; on a single text
 these cost as much as the arithmetic proper. The graph is run at two shapes, and a shape tensor each of whose numbers
-is a constant, B or T at both is rebuilt from the shape of `attention_mask` alone. The exported graph is compared with
-torch at further shapes afterwards.
+is a constant, B or T at both is rebuilt from the shape of `attention_mask` alone (of two texts apart: from those of
+their masks). The exported graph is compared with torch at further shapes afterwards.
 
-B items, T tokens.
+B items, T tokens (of the second text, where there are two apart), Q tokens of the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,31 +26,42 @@ _READERS: Final[Mapping[str, tuple[int, ...]]] = {"Reshape": (1,), "Slice": (1, 
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 Parts = tuple[int | str, ...]
+Dims = Mapping[str, tuple[str, int]]
+"""Where each open dim can be seen: in which input, and at which of its places."""
+
+_ONE_TEXT: Final[Dims] = {"B": (MASK, 0), "T": (MASK, 1)}
+_TWO_TEXTS: Final[Dims] = {"B": ("first_mask", 0), "Q": ("first_mask", 1), "T": ("second_mask", 1)}
 
 
 def shorten_shapes(model: onnx.ModelProto, first: Feeds, second: Feeds) -> onnx.ModelProto:
     """A graph that computes the same with fewer nodes.
 
     Args:
-        model: a graph that reads `attention_mask` [B, T].
-        first, second: inputs of two shapes (B, T) whose four numbers differ from one another.
+        model: a graph that reads `attention_mask` [B, T], or `first_mask` [B, Q] and `second_mask` [B, T].
+        first, second: inputs of two shapes whose numbers all differ from one another.
     """
-    if MASK not in {entry.name for entry in model.graph.input}:
+    dims = _dims_of(model.graph)
+    if dims is None:
         return model
     known = constants(model.graph)
     wanted = [name for name in _shape_tensors(model.graph) if name not in known]
     states = [node.input[0] for node in model.graph.node if node.op_type == "Reshape"]
     states += [node.output[0] for node in model.graph.node if node.op_type == "Reshape"]
     seen = [_observe(model, dict.fromkeys([*wanted, *states]), feeds) for feeds in (first, second)]
-    shapes = [feeds[MASK].shape for feeds in (first, second)]
-    parts = {name: _parts([run[name] for run in seen], shapes) for name in wanted}
+    sizes = [{dim: feeds[mask].shape[at] for dim, (mask, at) in dims.items()} for feeds in (first, second)]
+    parts = {name: _parts([run[name] for run in seen], sizes) for name in wanted}
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    _replace_shapes(result.graph, {name: found for name, found in parts.items() if found is not None})
+    _replace_shapes(result.graph, {name: found for name, found in parts.items() if found is not None}, dims)
     _drop_reshapes(result.graph, {name: tuple(run[name].shape for run in seen) for name in states})
     _drop_dead(result.graph)
     onnx.checker.check_model(result)
     return result
+
+
+def _dims_of(graph: onnx.GraphProto) -> Dims | None:
+    inputs = {entry.name for entry in graph.input}
+    return next((dims for dims in (_ONE_TEXT, _TWO_TEXTS) if {mask for mask, _ in dims.values()} <= inputs), None)
 
 
 def _shape_tensors(graph: onnx.GraphProto) -> list[str]:
@@ -76,28 +87,29 @@ def _observe(model: onnx.ModelProto, names: Mapping[str, None], feeds: Feeds) ->
     return values | {name: feeds[name] for name in names if name in inputs}
 
 
-def _parts(values: Sequence[npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]) -> Parts | None:
-    """What each number of a shape tensor is: a constant, "B" or "T"; None where one is something else."""
+def _parts(values: Sequence[npt.NDArray[Any]], sizes: Sequence[Mapping[str, int]]) -> Parts | None:
+    """What each number of a shape tensor is: a constant or the name of a dim; None where one is something else."""
     if any(value.dtype != np.int64 or value.ndim != 1 for value in values) or len({len(v) for v in values}) != 1:
         return None
     found: list[int | str] = []
     for numbers in zip(*(value.tolist() for value in values), strict=True):
         if len(set(numbers)) == 1:
             found.append(int(numbers[0]))
-        elif numbers in (tuple(s[0] for s in shapes), tuple(s[1] for s in shapes)):
-            found.append("B" if numbers == tuple(s[0] for s in shapes) else "T")
-        else:
+            continue
+        dim = next((dim for dim in sizes[0] if numbers == tuple(each[dim] for each in sizes)), None)
+        if dim is None:
             return None
+        found.append(dim)
     return tuple(found)
 
 
-def _replace_shapes(graph: onnx.GraphProto, parts: Mapping[str, Parts]) -> None:
+def _replace_shapes(graph: onnx.GraphProto, parts: Mapping[str, Parts], dims: Dims) -> None:
     """Let every reader of a shape tensor read its short form."""
     made: dict[Parts, str] = {}
     nodes: list[onnx.NodeProto] = []
     for found in dict.fromkeys(parts.values()):
         made[found] = "short/" + "_".join(map(str, found))
-        nodes.extend(_short(graph, found, made[found]))
+        nodes.extend(_short(graph, found, made[found], dims))
     for node in graph.node:
         for at in _READERS.get(node.op_type, ()):
             if at < len(node.input) and node.input[at] in parts:
@@ -107,25 +119,31 @@ def _replace_shapes(graph: onnx.GraphProto, parts: Mapping[str, Parts]) -> None:
     graph.node.extend([*nodes, *old])
 
 
-def _short(graph: onnx.GraphProto, parts: Parts, name: str) -> list[onnx.NodeProto]:
-    """Nodes that write a shape: runs of B, T and of constants, joined."""
-    runs: list[tuple[str, list[int | str]]] = []
+def _short(graph: onnx.GraphProto, parts: Parts, name: str, dims: Dims) -> list[onnx.NodeProto]:
+    """Nodes that write a shape: runs of constants, and of dims that stand side by side in one input, joined."""
+    runs: list[list[int | str]] = []
     for part in parts:
-        if part == "T" and runs and runs[-1][1] == ["B"]:
-            runs[-1][1].append("T")
-        elif isinstance(part, int) and runs and runs[-1][0] == "constant":
-            runs[-1][1].append(part)
+        if runs and _continues(runs[-1][-1], part, dims):
+            runs[-1].append(part)
         else:
-            runs.append(("constant" if isinstance(part, int) else "shape", [part]))
+            runs.append([part])
     names = [name] if len(runs) == 1 else [f"{name}/{at}" for at in range(len(runs))]
     nodes: list[onnx.NodeProto] = []
-    for output, (kind, run) in zip(names, runs, strict=True):
-        if kind == "constant":
+    for output, run in zip(names, runs, strict=True):
+        if isinstance(run[0], int):
             graph.initializer.append(numpy_helper.from_array(np.array(run, np.int64), output))
         else:
-            begin, end = (0 if run[0] == "B" else 1), (1 if run == ["B"] else 2)
-            nodes.append(helper.make_node("Shape", [MASK], [output], name=output, start=begin, end=end))
+            mask, begin = dims[run[0]]
+            nodes.append(helper.make_node("Shape", [mask], [output], name=output, start=begin, end=begin + len(run)))
     return nodes if len(runs) == 1 else [*nodes, helper.make_node("Concat", names, [name], name=name, axis=0)]
+
+
+def _continues(before: int | str, part: int | str, dims: Dims) -> bool:
+    """Whether `part` may stand in one run with what is before it."""
+    if isinstance(before, int) or isinstance(part, int):
+        return isinstance(before, int) and isinstance(part, int)
+    (mask, place), (next_mask, next_place) = dims[before], dims[part]
+    return mask == next_mask and next_place == place + 1
 
 
 def _drop_reshapes(graph: onnx.GraphProto, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> None:
