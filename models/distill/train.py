@@ -186,16 +186,7 @@ def distil(
         average=settings.average,
         seed=seed,
     )
-    logits, gold = torch.from_numpy(data.logits), torch.from_numpy(data.gold)
-
-    def loss(rows: Indices) -> Tensor:
-        batch = data.tokens.padded(rows)
-        with fast_matmul(bf16):
-            outputs = outputs_of(student, batch)
-        states = None if inside is None else inside(batch)
-        value: Tensor = criterion(outputs, logits[rows], gold[rows], batch.attention_mask.float(), states)
-        return value
-
+    loss = loss_on(student, criterion, data, inside=inside, bf16=bf16)
     student.train()
     batches = all_batches(data.tokens.lengths, settings=plan)
     groups = groups_of(
@@ -208,6 +199,33 @@ def distil(
     )
     fit(whole, groups, loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
     student.eval()
+
+
+def loss_on(
+    student: Student,
+    criterion: DistilLoss,
+    data: TransferSet,
+    *,
+    inside: Inside | None = None,
+    bf16: bool = True,
+) -> Callable[[Indices], Tensor]:
+    """The student's loss on rows of a transfer set: indices -> float32 scalar, the mean over them.
+
+    Args:
+        criterion: of this student.
+        inside, bf16: as `distil` takes them.
+    """
+    logits, gold = torch.from_numpy(data.logits), torch.from_numpy(data.gold)
+
+    def loss(rows: Indices) -> Tensor:
+        batch = data.tokens.padded(rows)
+        with fast_matmul(bf16):
+            outputs = outputs_of(student, batch)
+        states = None if inside is None else inside(batch)
+        value: Tensor = criterion(outputs, logits[rows], gold[rows], batch.attention_mask.float(), states)
+        return value
+
+    return loss
 
 
 def outputs_of(student: Student, batch: Padded) -> Outputs:

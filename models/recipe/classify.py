@@ -7,7 +7,20 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from models.errors import RecipeInvalid
 from models.recipe.distil import Distil
-from models.recipe.parts import FIRST_BACKEND, Cut, Files, FilesOrCut, Gates, Part, Recipe, Share, Texts, named_files
+from models.recipe.parts import (
+    FIRST_BACKEND,
+    Cut,
+    Files,
+    FilesOrCut,
+    Gates,
+    Part,
+    Pruning,
+    Recipe,
+    Share,
+    Texts,
+    left_of,
+    named_files,
+)
 from models.recipe.student import EncoderSettings, Student
 from service.bundle.manifest import Confidence, Name
 
@@ -79,6 +92,7 @@ class ClassifyRecipe(Recipe):
     @model_validator(mode="after")
     def _suits_the_student(self) -> Self:
         student = self.student.architecture
+        _check_pruning(self.prune, self.student)
         if self.trim is not None:
             raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
         if student != "encoder" and self.int8 is not None and self.int8.int8 == "qat":
@@ -101,6 +115,18 @@ class ClassifyRecipe(Recipe):
         if not isinstance(data.dev, Cut):
             named |= named_files("dev", data.dev)
         return named | {f"unlabelled.{i}": pool.file for i, pool in enumerate(data.unlabelled)}
+
+
+def _check_pruning(pruning: Pruning | None, student: Student) -> None:
+    """Raises: ValueError: there is nothing to prune in the student, or a share that is none of its parts."""
+    if pruning is None:
+        return
+    if not isinstance(student, EncoderSettings):
+        raise ValueError(f"compress: prune is for student.architecture encoder, not {student.architecture}")
+    for name in ("heads", "feed_forward"):
+        share, count = getattr(pruning, name), getattr(student, name)
+        if share and left_of(count, share) == count:
+            raise ValueError(f"compress: prune.{name}: {share:g} of the student's {count} is less than one")
 
 
 def classify_recipe(recipe: Recipe) -> ClassifyRecipe:

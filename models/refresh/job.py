@@ -32,6 +32,7 @@ from models.refresh.proving import (
     measure,
     rows_to_judge,
 )
+from models.refresh.pruning import make_pruned
 from models.refresh.publishing import Published, publish, teacher_name
 from models.refresh.training import (
     Run,
@@ -141,7 +142,9 @@ def _tell_baseline(run: Run, teacher: Teacher, split: str) -> None:
 
 def _candidate(run: Run, teacher: Teacher, transfer: Transfer) -> _Candidate:
     trained = make_student(run, teacher, transfer.texts, transfer.gold)
-    draft = make_draft(run, teacher, trained, transfer, _provenance(run, teacher))
+    pruned = make_pruned(run, teacher, trained, transfer)
+    made = make_draft(run, teacher, pruned.trained, transfer, _provenance(run, teacher))
+    draft = replace(made, receipts=(*pruned.receipts, *made.receipts))
     for receipt in draft.receipts:
         run.reporter.say(f"compress: {receipt}")
     return _Candidate(draft, _certify(run, draft))

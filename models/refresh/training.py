@@ -32,7 +32,8 @@ from models.teachers.tokens import Text, tokenise
 TEACHER_STEP, TRANSFER_STEP, STUDENT_STEP = 1, 1, 1
 """Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
 
-_CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+"""What an unfinished training step continues from, in its folder."""
 
 
 class TrainingDiverged(OfflineError):
@@ -123,12 +124,12 @@ def make_teacher(run: Run) -> Teacher:
                 settings,
                 seed=settings.seed,
                 dev=splits.dev,
-                checkpoint=folder / _CHECKPOINT,
+                checkpoint=folder / CHECKPOINT,
                 progress=progress,
             )
         tuned.teacher.save(folder / "teacher")
         (folder / "dev.json").write_text(json.dumps({"dev_accuracy": tuned.dev_accuracy}), encoding="utf-8")
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
     return load_teacher(run.cache.run("teacher", inputs, make) / "teacher")
 
@@ -198,14 +199,14 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[Text], gold: npt.ND
                 TransferSet(tokens, logits, gold),
                 recipe.distil,
                 seed=recipe.seed,
-                inside=_inside(recipe, teacher, trimmed),
+                inside=inside_for(recipe, teacher, trimmed),
                 teacher_hidden=int(teacher.config.hidden_size),
                 table_factor=_table_factor(recipe.student),
-                checkpoint=folder / _CHECKPOINT,
+                checkpoint=folder / CHECKPOINT,
                 progress=progress,
             )
-        _save(folder, student, trimmed)
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
+        save_trained(folder, student, trimmed)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
     return load_trained(run.cache.run("student", inputs, make))
 
@@ -216,7 +217,8 @@ def _vocabulary(recipe: ClassifyRecipe, teacher: Teacher, texts: Sequence[Text])
     return trim_tokenizer(teacher.tokenizer_json, texts, min_count=recipe.student.vocabulary_min_count)
 
 
-def _inside(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed) -> Inside | None:
+def inside_for(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed) -> Inside | None:
+    """The teacher's states for the student's batches, where the recipe's objectives look at them."""
     return inside_of(teacher, trimmed.kept_ids) if needs_inside(recipe.distil.objectives) else None
 
 
@@ -227,14 +229,15 @@ def _table_factor(settings: EncoderSettings | NgramSettings | CascadeSettings) -
     return settings.table_learning_rate_factor if isinstance(settings, NgramSettings) else 1.0
 
 
-def _save(folder: Path, student: Student, trimmed: Trimmed) -> None:
+def save_trained(folder: Path, student: Student, trimmed: Trimmed) -> None:
+    """Write a student and its tokenizer into its step's folder, for `load_trained`."""
     save_student(student, folder)
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
     np.save(folder / "kept_ids.npy", trimmed.kept_ids)
 
 
 def load_trained(folder: Path) -> Trained:
-    """The student that `make_student` left in its step's folder."""
+    """The student that `save_trained` left in its step's folder."""
     trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
     return Trained(folder, load_student(folder), trimmed)
 
