@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         ),
     ] = True
     passage_cache_mb: Annotated[
-        int, Field(ge=0, le=1 << 20, description="Megabytes of passage embeddings that rank keeps; 0 keeps none.")
+        int, Field(ge=0, le=1 << 20, description="Megabytes of what rank keeps of passages; 0 keeps none.")
     ] = 64
     max_queue_items: Annotated[
         int,

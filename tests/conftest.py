@@ -85,6 +85,7 @@ class ToySpec:
     seed: int = 0
     labels: tuple[str, ...] = LABELS
     pairs: Literal["none", "joint", "separate"] = "none"
+    joined: bool = False  # the texts of a pair are read apart by stage 00 and joined by stage 01
     max_tokens: int = 32
     precisions: tuple[str, ...] = ("fp32", "int8")
     space_id: str = "toy-space-1"
@@ -141,12 +142,14 @@ def _masked_mean(states: str, prefix: str) -> list[onnx.NodeProto]:
 def _graph(
     nodes: list[onnx.NodeProto], inputs: Mapping[str, list[Any]], outputs: Mapping[str, list[Any]], weights: Arrays
 ) -> bytes:
-    ints = {"input_ids", "attention_mask", "token_type_ids"}
+    ints = {"input_ids", "attention_mask", "token_type_ids", "first_mask", "second_mask"}
     kinds = {name: TensorProto.INT64 if name in ints else TensorProto.FLOAT for name in [*inputs, *outputs]}
+    if "state" in outputs or "first_mask" in inputs:
+        kinds |= dict.fromkeys(("state", "first", "second"), TensorProto.INT8)
     mask = [
         helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
         helper.make_node("Unsqueeze", ["mask", "axis2"], ["mask3"]),
-    ]
+    ] * ("attention_mask" in inputs)
     constants = {"axis1": np.array([1], np.int64), "axis2": np.array([2], np.int64), **weights}
     graph = helper.make_graph(
         mask + nodes,
@@ -162,7 +165,7 @@ def _graph(
 
 def _lookup(pairs: str) -> list[onnx.NodeProto]:
     """Nodes that write `hidden` [B, T, H] from the ids (and, for pairs, the token types), zero where masked."""
-    if pairs != "joint":
+    if pairs == "none":
         words = [helper.make_node("Gather", ["table", "input_ids"], ["words"])]
     else:
         words = [
@@ -173,25 +176,32 @@ def _lookup(pairs: str) -> list[onnx.NodeProto]:
     return [*words, helper.make_node("Mul", ["words", "mask3"], ["hidden"])]
 
 
+def _sides(spec: ToySpec) -> str:
+    """Whether the words carry which text they are of."""
+    return "joint" if spec.pairs == "joint" or spec.joined else "none"
+
+
 def _token_inputs(spec: ToySpec) -> dict[str, list[Any]]:
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if spec.pairs == "joint" else [])
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if _sides(spec) == "joint" else [])
     return {name: ["B", "T"] for name in names}
 
 
 def _graphs(spec: ToySpec, weights: Arrays) -> dict[str, bytes]:
     """The ONNX graph of each stage, by stage id."""
-    used = {name: weights[name] for name in ["table", *(["types"] if spec.pairs == "joint" else [])]}
+    used = {name: weights[name] for name in ["table", *(["types"] if _sides(spec) == "joint" else [])]}
     ids = _token_inputs(spec)
+    if spec.joined:
+        return _joined_graphs(spec, weights, used, ids)
     if spec.task == "rank" and spec.pairs == "joint":
         nodes = [
-            *_lookup(spec.pairs),
+            *_lookup(_sides(spec)),
             *_masked_mean("hidden", ""),
             helper.make_node("MatMul", ["pooled", "weigh"], ["score"]),
         ]
         return {"00": _graph(nodes, ids, {"score": ["B"]}, used | {"weigh": weights["weigh"]})}
     if _answer(spec) == "embedding":
         nodes = [
-            *_lookup(spec.pairs),
+            *_lookup(_sides(spec)),
             *_masked_mean("hidden", ""),
             helper.make_node("MatMul", ["pooled", "project"], ["embedding"]),
         ]
@@ -199,7 +209,7 @@ def _graphs(spec: ToySpec, weights: Arrays) -> dict[str, bytes]:
     logits = {"logits": ["B", len(spec.labels)]}
     hidden = {"hidden": ["B", "T", HIDDEN]}
     lower = [
-        *_lookup(spec.pairs),
+        *_lookup(_sides(spec)),
         *_masked_mean("hidden", ""),
         helper.make_node("MatMul", ["pooled", "read"], ["logits"]),
     ]
@@ -216,15 +226,72 @@ def _graphs(spec: ToySpec, weights: Arrays) -> dict[str, bytes]:
     }
 
 
+def _joined_graphs(spec: ToySpec, weights: Arrays, used: Arrays, ids: Mapping[str, list[Any]]) -> dict[str, bytes]:
+    """A ranker whose words are kept in int8 and joined by the product of both texts' means; or a siamese classifier,
+    which joins their means by the distance of each channel."""
+    lookup = _lookup("joint")
+    if spec.task == "classify":
+        lower = [*lookup, *_masked_mean("hidden", ""), helper.make_node("Identity", ["pooled"], ["vector"])]
+        upper = [
+            helper.make_node("Sub", ["first", "second"], ["between"]),
+            helper.make_node("Abs", ["between"], ["far"]),
+            helper.make_node("MatMul", ["far", "read"], ["logits"]),
+        ]
+        both = {"first": ["B", HIDDEN], "second": ["B", HIDDEN]}
+        return {
+            "00": _graph(lower, ids, {"vector": ["B", HIDDEN]}, used),
+            "01": _graph(upper, both, {"logits": ["B", len(spec.labels)]}, {"read": weights["read"]}),
+        }
+    lower = [
+        *lookup,
+        helper.make_node("Mul", ["hidden", "levels"], ["scaled"]),
+        helper.make_node("Round", ["scaled"], ["rounded"]),
+        helper.make_node("Clip", ["rounded", "lowest", "highest"], ["clipped"]),
+        helper.make_node("Cast", ["clipped"], ["state"], to=TensorProto.INT8),
+    ]
+    bounds = {"levels": 20.0, "lowest": -127.0, "highest": 127.0}
+    upper = [
+        *_side_mean("first"),
+        *_side_mean("second"),
+        helper.make_node("Mul", ["first_mean", "second_mean"], ["shared"]),
+        helper.make_node("MatMul", ["shared", "weigh"], ["score"]),
+    ]
+    both = {
+        "first": ["B", "Q", HIDDEN],
+        "first_mask": ["B", "Q"],
+        "second": ["B", "T", HIDDEN],
+        "second_mask": ["B", "T"],
+    }
+    return {
+        "00": _graph(lower, ids, {"state": ["B", "T", HIDDEN]}, used | {n: np.float32(v) for n, v in bounds.items()}),
+        "01": _graph(upper, both, {"score": ["B"]}, {"weigh": weights["weigh"] / 400}),
+    }
+
+
+def _side_mean(side: str) -> list[onnx.NodeProto]:
+    """Nodes that write `{side}_mean` [B, H], the mean of int8 states over the unmasked tokens."""
+    return [
+        helper.make_node("Cast", [side], [f"{side}_states"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [f"{side}_mask"], [f"{side}_kept"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", [f"{side}_kept", "axis2"], [f"{side}_kept3"]),
+        helper.make_node("Mul", [f"{side}_states", f"{side}_kept3"], [f"{side}_inside"]),
+        helper.make_node("ReduceSum", [f"{side}_inside", "axis1"], [f"{side}_sum"], keepdims=0),
+        helper.make_node("ReduceSum", [f"{side}_kept", "axis1"], [f"{side}_count"], keepdims=1),
+        helper.make_node("Div", [f"{side}_sum", f"{side}_count"], [f"{side}_mean"]),
+    ]
+
+
 def _answer(spec: ToySpec) -> str:
     """The output that answers."""
     if spec.task == "rank":
-        return "score" if spec.pairs == "joint" else "embedding"
+        return "score" if spec.pairs == "joint" or spec.joined else "embedding"
     return "embedding" if spec.task == "embed" else "logits"
 
 
 def _stages(spec: ToySpec) -> list[dict[str, Any]]:
     ids = {name: name for name in _token_inputs(spec)}
+    if spec.joined:
+        return _joined_stages(spec, ids)
     if spec.task != "classify":
         dims = ["B"] if _answer(spec) == "score" else ["B", DIMENSIONS]
         return [{"id": "00", "inputs": ids, "outputs": {_answer(spec): {"dtype": "float32", "dims": dims}}}]
@@ -234,7 +301,23 @@ def _stages(spec: ToySpec) -> list[dict[str, Any]]:
     return [{"id": "00", "inputs": ids, "outputs": hidden | logits}, upper]
 
 
+def _joined_stages(spec: ToySpec, ids: Mapping[str, str]) -> list[dict[str, Any]]:
+    lower = {"id": "00", "scope": "item", "cacheable": True, "inputs": dict(ids)}
+    if spec.task == "classify":
+        vector = {"vector": {"dtype": "float32", "dims": ["B", HIDDEN]}}
+        sides = {side: f"{side}:00.vector" for side in ("first", "second")}
+        logits = {"logits": {"dtype": "float32", "dims": ["B", len(spec.labels)]}}
+        return [lower | {"outputs": vector}, {"id": "01", "scope": "pair", "inputs": sides, "outputs": logits}]
+    state = {"state": {"dtype": "int8", "dims": ["B", "T", HIDDEN]}}
+    sides = {side: f"{side}:00.state" for side in ("first", "second")}
+    sides |= {f"{side}_mask": f"{side}:attention_mask" for side in ("first", "second")}
+    score = {"score": {"dtype": "float32", "dims": ["B"]}}
+    return [lower | {"outputs": state}, {"id": "01", "scope": "pair", "inputs": sides, "outputs": score}]
+
+
 def _exits(spec: ToySpec) -> list[dict[str, Any]]:
+    if spec.joined:
+        return [{"id": "full", "stage": "01", "output": _answer(spec), "depth": 1.0}]
     if spec.task != "classify":
         return [{"id": "full", "stage": "00", "output": _answer(spec), "depth": 1.0}]
     return [
@@ -263,14 +346,40 @@ def _certificate(precision: str) -> dict[str, Any]:
 
 def _golden(spec: ToySpec, graphs: Mapping[str, Mapping[str, bytes]], tokenizer: Tokenizer) -> dict[str, Any]:
     sessions = {p: [onnxruntime.InferenceSession(g) for g in stages.values()] for p, stages in graphs.items()}
-    texts: list[Any] = list(GOLDEN_TEXTS) if spec.pairs != "joint" else [(text, "is it good?") for text in GOLDEN_TEXTS]
+    paired = spec.pairs == "joint" or spec.joined
+    texts: list[Any] = [(text, "is it good?") for text in GOLDEN_TEXTS] if paired else list(GOLDEN_TEXTS)
     samples = []
     for text in texts:
+        if spec.joined:
+            samples.append(_joined_sample(spec, sessions, *(tokenizer.encode(part).ids for part in text), text))
+            continue
         encoded = tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text)
         outputs = {p: _full_depth(spec, sessions[p], encoded.ids, encoded.type_ids) for p in graphs}
         first, second = text if isinstance(text, tuple) else (text, None)
         samples.append({"text": first, "text_pair": second, "input_ids": encoded.ids, "outputs": outputs})
     return {"schema": 1, "samples": samples}
+
+
+def _joined_sample(
+    spec: ToySpec,
+    sessions: Mapping[str, list[onnxruntime.InferenceSession]],
+    first: list[int],
+    second: list[int],
+    texts: tuple[str, str],
+) -> dict[str, Any]:
+    outputs = {}
+    for precision, (lower, upper) in sessions.items():
+        feeds: Arrays = {}
+        for kind, (side, ids) in enumerate((("first", first), ("second", second))):
+            ones = np.ones((1, len(ids)), np.int64)
+            (feeds[side],) = lower.run(
+                None, {"input_ids": np.array([ids]), "attention_mask": ones, "token_type_ids": ones * kind}
+            )
+            feeds[f"{side}_mask"] = ones
+        wanted = [each.name for each in upper.get_inputs()]
+        (answer,) = upper.run(None, {name: feeds[name] for name in wanted})
+        outputs[precision] = {"full": [float(value) for value in answer.reshape(-1)]}
+    return {"text": texts[0], "text_pair": texts[1], "input_ids": [*first, *second], "outputs": outputs}
 
 
 def _full_depth(
@@ -296,7 +405,7 @@ def _manifest(spec: ToySpec, files: Mapping[str, bytes]) -> dict[str, Any]:
     classify = spec.task == "classify"
     document: dict[str, Any] = {
         "format": "1.0",
-        "requires": [],
+        "requires": ["joined"] if spec.joined else [],
         "name": spec.name or ("toy" if classify else f"toy-{spec.task}"),
         "task": spec.task,
         "max_tokens": spec.max_tokens,
@@ -320,7 +429,10 @@ def _manifest(spec: ToySpec, files: Mapping[str, bytes]) -> dict[str, Any]:
         return document
     if not classify:
         return document | {"space_id": spec.space_id, "embedding_dimensions": DIMENSIONS}
-    document |= {"labels": list(spec.labels), "default_risk": spec.default_risk}
+    document |= {"labels": list(spec.labels)}
+    if spec.joined:
+        return document
+    document |= {"default_risk": spec.default_risk}
     return document | ({"certificates": [_certificate(p) for p in spec.precisions]} if spec.certified else {})
 
 

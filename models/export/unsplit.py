@@ -13,7 +13,8 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from models.export.bundle import BundleParts, write_draft
 from service.bundle.load import Bundle
-from service.bundle.manifest import TOKEN_INPUTS, Manifest, Stage
+from service.bundle.manifest import Manifest, Stage
+from service.bundle.sources import TOKEN_INPUTS
 from service.runtime.encode import Text
 
 STAGE = "00"

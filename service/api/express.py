@@ -22,8 +22,9 @@ from service.api.heads import Head, Heads
 from service.api.logs import log_failure
 from service.api.routes import MANY_ITEMS, Asked, InferenceRoute, written
 from service.api.schemas import ClassifyBody, EmbedBody
-from service.api.service import Service, Underway
+from service.api.service import Service
 from service.api.tokenizing import are_short
+from service.api.underway import Underway
 from service.api.wire import header_lines, ok_rest
 from service.engine.item import ItemResult, ServedStudent
 from service.errors import Overloaded, ServiceError
@@ -109,6 +110,8 @@ class Express:
         if len(body.inputs) > MANY_ITEMS or not are_short(body.inputs):
             return False
         served = service.students.find(body.model, route.task)
+        if served.manifest.apart:
+            return False  # two runs one after the other
         exchange.model, exchange.version = served.name, served.version_label
         call = call_of(exchange, visit.arrived, body.deadline_ms, service.settings)
         visit.asked, visit.body = Asked(service, served, call, visit.arrived), body

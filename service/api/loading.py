@@ -31,6 +31,7 @@ class Served:
         name, version: which.
         student: the loaded student.
         handle: the same for the engine.
+        reading: of a student that joins pairs of texts, the stages that read one text, for the engine.
         card: what `/v1/models` says of it.
         memory_bytes: what loading it took of this process's memory.
         settled: whether no other way to run it is to be tried.
@@ -43,6 +44,12 @@ class Served:
     card: dict[str, Any]
     memory_bytes: int = 0
     settled: bool = True
+    reading: ServedStudent | None = None
+
+    @property
+    def handles(self) -> tuple[ServedStudent, ...]:
+        """All that the engine knows it by."""
+        return (self.handle,) if self.reading is None else (self.handle, self.reading)
 
     @property
     def version_label(self) -> str:
@@ -120,11 +127,15 @@ class Loader:
         asked = choices.Candidate(self._settings.backend, self._settings.precision or bundle.manifest.default_precision)
         student, memory_bytes = self._load(bundle, choice.candidate if choice else asked, prove=True)
         name = bundle.manifest.name
-        handle = ServedStudent(name=name, version=version, student=student, costs=_costs(student, self._how))
+        costs, apart = _costs(student, self._how), bundle.manifest.apart
+        handle = ServedStudent(name=name, version=version, student=student, costs=costs[apart:])
+        reading = None
+        if student.apart is not None:
+            reading = ServedStudent(name=name, version=version, student=student.apart, costs=costs[:apart])
         settled = choice is not None or not self._auto or not self._has_others(bundle.manifest)
         told = choice or choices.Choice(asked, _why(settled=settled, auto=self._auto))
         card = card_of(student, version) | {"chosen": told.document(), "memory_bytes": memory_bytes}
-        return Served(name, version, student, handle, card, memory_bytes=memory_bytes, settled=settled)
+        return Served(name, version, student, handle, card, memory_bytes=memory_bytes, settled=settled, reading=reading)
 
     def _load(self, bundle: Bundle, candidate: choices.Candidate, *, prove: bool) -> tuple[Student, int]:
         def make() -> Student:

@@ -16,7 +16,6 @@ from service.api.body import object_of
 from service.api.conversation import DirectRoute, Reply
 from service.api.loading import Served
 from service.api.schemas import EmbedBody, ExitField, Truncation
-from service.api.service import Inference
 from service.api.surface import (
     Asked,
     Documented,
@@ -27,6 +26,7 @@ from service.api.surface import (
     tokens_of,
     truncated_of,
 )
+from service.api.underway import Inference
 from service.runtime.heads import embedding_answer
 
 TOKEN_IDS = (

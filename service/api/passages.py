@@ -1,22 +1,26 @@
-"""What rank remembers: the embeddings of passages it has seen, by student version, text and treatment, within a bound.
+"""What rank remembers: what a student made of passages it has seen, by version, text and treatment, within a bound.
 
-An embedding is kept as it was computed, so that an answer with the cache is the answer without it.
+An embedding, or a state that is joined to a query's, is kept as it was computed, so that an answer with the cache is
+the answer without it.
 """
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NewType
+from typing import NewType, TypeVar
 
 from service.engine.item import ServedStudent
 from service.metrics import Metrics
 from service.runtime.heads import Floats
+from service.runtime.joined import State
 
 # sha256 of what is done with a text where it is too long, and of the text
 PassageKey = NewType("PassageKey", bytes)
 # of an entry beside its numbers: the key, the objects that hold it together, its place in the order of use
 ENTRY_BYTES = 640
+# of each array beyond an entry's first
+STATE_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,24 @@ class Embedded:
         return self.vectors.nbytes + ENTRY_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A passage's states, [tokens, S] of each chunk, as the stages that read one text wrote them, and what was read."""
+
+    states: tuple[State, ...]
+    reading: Reading
+
+    @property
+    def nbytes(self) -> int:
+        """What keeping it takes."""
+        return sum(state.nbytes + STATE_BYTES for state in self.states) + ENTRY_BYTES
+
+
+Entry = TypeVar("Entry", Embedded, Stated)
+
+
 class PassageCache:
-    """Embeddings by student version and passage; what was not used for longest goes first.
+    """What passages gave, by student version and passage; what was not used for longest goes first.
 
     Owner: event loop.
     Invariant: the entries take no more than `max_bytes`, all versions together.
@@ -60,7 +80,7 @@ class PassageCache:
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
         self._metrics = metrics
-        self._entries: OrderedDict[tuple[ServedStudent, PassageKey], Embedded] = OrderedDict()
+        self._entries: OrderedDict[tuple[ServedStudent, PassageKey], Embedded | Stated] = OrderedDict()
         self._bytes: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -71,14 +91,18 @@ class PassageCache:
         """What all entries take."""
         return sum(self._bytes.values())
 
-    def get(self, student: ServedStudent, keys: Sequence[PassageKey]) -> dict[PassageKey, Embedded]:
-        """The entries that are there, each now used last."""
-        found: dict[PassageKey, Embedded] = {}
+    def get(self, student: ServedStudent, keys: Sequence[PassageKey], kind: type[Entry]) -> dict[PassageKey, Entry]:
+        """The entries that are there, each now used last.
+
+        Args:
+            kind: of a student's entries, which are all of one.
+        """
+        found: dict[PassageKey, Entry] = {}
         entries = self._entries
         for key in keys:
             place = (student, key)
             entry = entries.get(place)
-            if entry is not None:
+            if isinstance(entry, kind):
                 entries.move_to_end(place)
                 found[key] = entry
         hits = sum(key in found for key in keys)
@@ -86,7 +110,7 @@ class PassageCache:
         self._metrics.cache_misses.labels(student.name).inc(len(keys) - hits)
         return found
 
-    def put(self, student: ServedStudent, entries: Iterable[tuple[PassageKey, Embedded]]) -> None:
+    def put(self, student: ServedStudent, entries: Iterable[tuple[PassageKey, Embedded | Stated]]) -> None:
         """Keep some more; one that alone is over the bound is not kept."""
         for key, entry in entries:
             if entry.nbytes <= self._max_bytes and (student, key) not in self._entries:

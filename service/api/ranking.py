@@ -1,5 +1,6 @@
 """Passages ranked for a query: scored, sorted, cut to the best, written down."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from service.api.loading import Served
 from service.api.passages import Reading
 from service.api.problems import problem
 from service.api.schemas import Passage, RankBody
-from service.api.scoring import Scored, Scores, aside, compare_embeddings, score_pairs
+from service.api.scoring import Scored, Scores, aside, compare_embeddings, join_pairs, score_pairs
 from service.api.service import Service
 from service.errors import ServiceError
 from service.runtime.heads import ExitPolicy, sigmoid
@@ -89,9 +90,14 @@ async def rank(service: Service, served: Served, body: RankBody, *, call: Call) 
         Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
     """
     policy = served.student.policy(body.exit)
-    score = score_pairs if served.manifest.pairs == "joint" else compare_embeddings
-    scores = await score(service, served, body, policy=policy, call=call)
+    scores = await _scorer(served)(service, served, body, policy=policy, call=call)
     return await aside(service, len(body.passages), partial(_ranking, served, body, policy, scores))
+
+
+def _scorer(served: Served) -> Callable[..., Awaitable[Scores]]:
+    if served.manifest.apart:
+        return join_pairs
+    return score_pairs if served.manifest.pairs == "joint" else compare_embeddings
 
 
 def _ranking(served: Served, body: RankBody, policy: ExitPolicy, scores: Scores) -> Ranking:

@@ -25,7 +25,8 @@ from service.api.loading import Served
 from service.api.problems import MEDIA_TYPE
 from service.api.ranking import rank, rank_answer
 from service.api.schemas import ClassifyAnswer, ClassifyBody, EmbedAnswer, EmbedBody, Problem, RankAnswer, RankBody
-from service.api.service import Inference, Service
+from service.api.service import Service
+from service.api.underway import Inference
 from service.api.wire import Header
 from service.bundle.manifest import Task
 from service.metrics import UNKNOWN

@@ -1,4 +1,4 @@
-"""The scores of passages for a query: each pair run as one sequence, or the embeddings of both compared.
+"""The scores of passages for a query: each pair run as one sequence, or both read apart and joined, or compared.
 
 N passages, D embedding dimensions, W chunks of all passages together.
 """
@@ -12,15 +12,18 @@ from typing import TypeVar
 import numpy as np
 
 from service.api.call import Call
+from service.api.joining import both, stated
 from service.api.loading import Served
-from service.api.passages import Embedded, PassageKey, Reading, passage_keys
+from service.api.passages import Embedded, PassageKey, Reading, Stated, passage_keys
 from service.api.problems import told, wrong_field
 from service.api.schemas import RankBody
-from service.api.service import Inference, Service
+from service.api.service import Service
+from service.api.underway import Inference
 from service.errors import FieldProblem, InvalidInput, RunFailed, ServiceError, TooLarge
 from service.runtime.encode import TOO_LONG, Chunked, Encoder, Text, Truncate
 from service.runtime.heads import ExitPolicy, Floats, cosines, unit_rows
-from service.runtime.student import Outcome
+from service.runtime.joined import JoinedPair, State, as_second
+from service.runtime.student import Outcome, state_of
 
 # above so many passages, arithmetic and sorting would hold the event loop for milliseconds
 MANY_PASSAGES = 64
@@ -89,7 +92,7 @@ async def compare_embeddings(
     """
     texts = [passage.text for passage in body.passages]
     keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
-    known = service.passages.get(served.handle, keys)
+    known = service.passages.get(served.handle, keys, Embedded)
     new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
     read = dict(zip(new, each, strict=True))
@@ -105,6 +108,72 @@ async def compare_embeddings(
     compared = await aside(service, len(keys), partial(_compared, vector, {**known, **made}))
     scores = [refused[at] if at in refused else compared[key] for at, key in enumerate(keys)]
     return Scores(_settled(body, scores), _reading(query), ran)
+
+
+async def join_pairs(service: Service, served: Served, body: RankBody, *, policy: ExitPolicy, call: Call) -> Scores:
+    """Read the query and the passages that are not known yet, each by itself, then join the query with each passage.
+
+    Of a passage in chunks the highest score counts.
+
+    Raises: as `ranking.rank`.
+    """
+    texts = [passage.text for passage in body.passages]
+    keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
+    known = service.passages.get(served.handle, keys, Stated)
+    new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
+    read = dict(zip(new, each, strict=True))
+    refused = _refusals(service, served, body, [read.get(key) for key in keys])
+    too_long = {keys[at] for at in refused}
+    taken = {key: one for key, one in read.items() if key not in too_long}
+    pieces = [*query.pieces, *(as_second(piece) for one in taken.values() for piece in one.pieces)]
+    first = await service.run(served, pieces, policy=policy, call=call, tokenize_s=tokenize_s, apart=True)
+    (asked,), *ends = _grouped(first, [query, *taken.values()])
+    state = _query_state(query, asked)
+    made = await aside(service, len(taken), partial(_stated, taken, ends))
+    if service.students.serves(served):
+        service.passages.put(served.handle, ((key, one) for key, one in made.items() if isinstance(one, Stated)))
+    entries = {**known, **made}
+    taken_in = {key: one for key, one in entries.items() if isinstance(one, Stated)}
+    pairs = [JoinedPair(state, each) for one in taken_in.values() for each in one.states]
+    second = await service.run(served, pairs, policy=policy, call=call)
+    joined = dict(zip(taken_in, await aside(service, len(taken_in), partial(_joined, taken_in, second)), strict=True))
+    scores = [refused[at] if at in refused else joined.get(key) or _error(entries[key]) for at, key in enumerate(keys)]
+    return Scores(_settled(body, scores), _reading(query), both(first, second))
+
+
+def _query_state(read: Chunked, end: Outcome | ServiceError) -> State:
+    """What the query gave. Raises: ServiceError: nothing."""
+    if isinstance(end, RunFailed):
+        detail = "the student could not read the query"
+        raise RunFailed(detail, errors=(FieldProblem("/query", detail),)) from end
+    if isinstance(end, ServiceError):
+        raise end
+    return state_of(read.pieces[0], end.raw)
+
+
+def _stated(read: Mapping[PassageKey, Chunked], ends: Sequence[Ends]) -> dict[PassageKey, Stated | ServiceError]:
+    return {key: _states(one, of) for (key, one), of in zip(read.items(), ends, strict=True)}
+
+
+def _states(read: Chunked, ends: Ends) -> Stated | ServiceError:
+    states: list[State] = []
+    for piece, end in zip(read.pieces, ends, strict=True):
+        state = stated(piece, end)
+        if isinstance(state, ServiceError):
+            return state
+        states.append(state)
+    return Stated(tuple(states), _reading(read))
+
+
+def _joined(entries: Mapping[PassageKey, Stated], ran: Inference) -> list[Scored | ServiceError]:
+    ends = iter(item.end for item in ran.items)
+    return [_best([next(ends) for _ in one.states], one.reading) for one in entries.values()]
+
+
+def _error(entry: Stated | ServiceError) -> ServiceError:
+    assert isinstance(entry, ServiceError), "what was read was joined"
+    return entry
 
 
 def _query_vector(end: Outcome | ServiceError) -> Floats:

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from service.api.answers import Answered
 from service.api.call import Call as Call
 from service.api.call import call_of as call_of
 from service.api.door import Door
+from service.api.joining import run_joined
 from service.api.loading import Served, loader
 from service.api.logs import log_event, log_failure
 from service.api.loop_lag import LoopLag
@@ -23,13 +24,15 @@ from service.api.problems import wrong_field
 from service.api.schemas import Body, EmbedBody
 from service.api.students import Students
 from service.api.tokenizing import Tokenizing, Work, are_short, encode, refuse_whole
+from service.api.underway import Inference, Underway
 from service.engine.engine import Engine
-from service.engine.item import ItemResult, Request, ServedStudent
+from service.engine.item import ItemResult, ServedStudent
 from service.engine.policy import EngineLimits
 from service.errors import DeadlineExceeded, Overloaded, ServiceError, TooLarge
 from service.metrics import Metrics
 from service.runtime.encode import Encoded, Text, Truncate
 from service.runtime.heads import ExitPolicy
+from service.runtime.joined import Unit
 from service.runtime.student import Outcome
 from service.settings import Settings
 from service.store.store import Store
@@ -40,41 +43,6 @@ LAST_WORDS_S = 1.0
 STALLED_S, STALLED_RUNS = 60.0, 10
 
 E = TypeVar("E")
-
-
-@dataclass(frozen=True, slots=True)
-class Inference:
-    """What came of one request: each item's end, the policy applied, and the seconds it took."""
-
-    policy: ExitPolicy
-    items: tuple[Answered, ...]
-    queue_s: float
-    compute_s: float
-    tokenize_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Underway:
-    """A request in the engine.
-
-    Attributes:
-        served: who answers.
-        encoded: each item, or why it is not run.
-        good: those that are run, of so many `tokens` together.
-        policy: when they may leave early.
-        call: who asks, until when, how urgently.
-        tokenize_s: what tokenizing took, in seconds.
-        request: the engine's; None: nothing is run.
-    """
-
-    served: Served
-    encoded: Sequence[Encoded | ServiceError]
-    good: Sequence[Encoded]
-    tokens: int
-    policy: ExitPolicy
-    call: Call
-    tokenize_s: float
-    request: Request | None
 
 
 class Service:
@@ -149,7 +117,11 @@ class Service:
         """The students in service whose graphs fail whatever they are given."""
         sick = self.engine.sick
         families = self.students.families.items() if sick else ()
-        return sorted(name for name, family in families if any(one.handle in sick for one in family.versions.values()))
+        return sorted(
+            name
+            for name, family in families
+            if any(not sick.isdisjoint(one.handles) for one in family.versions.values())
+        )
 
     def _on_failed(self, handle: ServedStudent) -> None:
         if handle in self.engine.sick:
@@ -160,7 +132,7 @@ class Service:
         """Stop serving a student whose backend seems to have died; it is loaded and proved anew."""
         family = self.students.families.get(handle.name)
         served = None if family is None else family.versions.get(handle.version)
-        if served is not None and served.handle is handle:
+        if served is not None and handle in served.handles:
             detail = "a graph failed on many inputs in a row, whatever they were"
             self.students.take_out(handle.name, handle.version, detail=detail)
 
@@ -202,14 +174,17 @@ class Service:
             Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
-        if are_short(body.inputs):
+        if are_short(body.inputs) and not served.manifest.apart:
             return await self._wait(self.begin(served, body, call=call))
         _check_inputs(served, body)
         began = time.monotonic()
         work = partial(encode, served.student.encoder, self.truncation(body))
         encoded = await self.tokenize(served, body.inputs, work, call=call)
         policy = self._policy(served, body, encoded)
-        return await self.run(served, encoded, policy=policy, call=call, tokenize_s=time.monotonic() - began)
+        run = partial(self.run, served, policy=policy, call=call)
+        if served.manifest.apart:
+            return await run_joined(run, encoded, tokenize_s=time.monotonic() - began)
+        return await run(encoded, tokenize_s=time.monotonic() - began)
 
     def begin(self, served: Served, body: Body, *, call: Call) -> Underway:
         """Tokenize short texts and hand them to the engine. Args and errors are `infer`'s."""
@@ -263,11 +238,12 @@ class Service:
     async def run(
         self,
         served: Served,
-        encoded: Sequence[Encoded | ServiceError],
+        encoded: Sequence[Unit | ServiceError],
         *,
         policy: ExitPolicy,
         call: Call,
         tokenize_s: float = 0.0,
+        apart: bool = False,
     ) -> Inference:
         """Run what was tokenized; what could not be keeps its error.
 
@@ -277,12 +253,14 @@ class Service:
             policy: when items may leave early.
             call: who asks, until when, how urgently.
             tokenize_s: what tokenizing took, for the record.
+            apart: run the stages that read one text of a pair by itself; this counts against no quota, the pairs do.
         Raises:
             TooLarge: more tokens than one request may have.
             Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
-        return await self._wait(self._begin(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s))
+        begun = self._begin(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s, apart=apart)
+        return await self._wait(begun)
 
     def _admit(self, served: Served, items: int, call: Call) -> None:
         """Raises: Forbidden, QuotaExceeded, Overloaded, Draining, DeadlineExceeded, TooLarge: as `tokenize`."""
@@ -292,24 +270,26 @@ class Service:
     def _begin(
         self,
         served: Served,
-        encoded: Sequence[Encoded | ServiceError],
+        encoded: Sequence[Unit | ServiceError],
         *,
         policy: ExitPolicy,
         call: Call,
         tokenize_s: float,
+        apart: bool = False,
     ) -> Underway:
-        good = [item for item in encoded if isinstance(item, Encoded)]
+        good = [item for item in encoded if not isinstance(item, ServiceError)]
         tokens = sum([item.kept for item in good])
         if tokens > self.settings.max_request_tokens:
             raise TooLarge(f"{tokens} tokens; one request may have {self.settings.max_request_tokens}")
         if not self.access.open:
             self._allow(served, policy, tokens, call)
+        handle = served.reading if apart and served.reading is not None else served.handle
         request = (
-            self.engine.begin(served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
+            self.engine.begin(handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
             if good
             else None
         )
-        return Underway(served, encoded, good, tokens, policy, call, tokenize_s, request)
+        return Underway(served, encoded, good, tokens, policy, call, tokenize_s, request, charged=not apart)
 
     async def _wait(self, underway: Underway) -> Inference:
         if underway.request is None:
@@ -325,12 +305,13 @@ class Service:
         if underway.request is not None:
             self.engine.give_up(underway.request)
         # who leaves pays what was expected; else leaving just before the answer would be free
-        expected = underway.tokens * _expected_depth(underway.served, underway.policy)
-        self.access.charge(underway.call.caller, items=len(underway.good), compute_tokens=expected)
+        if underway.charged:
+            expected = underway.tokens * _expected_depth(underway.served, underway.policy)
+            self.access.charge(underway.call.caller, items=len(underway.good), compute_tokens=expected)
 
     def ended(self, underway: Underway, ran: Sequence[ItemResult]) -> Inference:
         """What came of a request, whose items ended so."""
-        if not self.access.open:
+        if underway.charged and not self.access.open:
             self._charge(underway.served, underway.good, ran, underway.call)
         items = tuple(_answered(underway.encoded, ran))
         if len(ran) == 1:
@@ -347,7 +328,7 @@ class Service:
         full = asked and policy.risk_applied is None
         self.access.allow(call.caller, tokens=tokens, depth=_expected_depth(served, policy), full_depth=full)
 
-    def _charge(self, served: Served, good: Sequence[Encoded], ran: Sequence[ItemResult], call: Call) -> None:
+    def _charge(self, served: Served, good: Sequence[Unit], ran: Sequence[ItemResult], call: Call) -> None:
         exits = served.manifest.exits
         compute = sum(
             item.kept * (exits[result.outcome.exit_index].depth if isinstance(result.outcome, Outcome) else 1.0)
@@ -367,17 +348,20 @@ def _limits(settings: Settings) -> EngineLimits:
     )
 
 
-def _answered(encoded: Sequence[Encoded | ServiceError], ran: Sequence[ItemResult]) -> list[Answered]:
+def _answered(encoded: Sequence[Unit | ServiceError], ran: Sequence[ItemResult]) -> list[Answered]:
     results = iter(ran)
     return [
-        Answered(item, next(results).outcome) if isinstance(item, Encoded) else Answered(None, item) for item in encoded
+        Answered(None, item)
+        if isinstance(item, ServiceError)
+        else Answered(item if isinstance(item, Encoded) else None, next(results).outcome)
+        for item in encoded
     ]
 
 
 def _check_inputs(served: Served, body: Body) -> None:
     """Raises: InvalidInput: pairs for a student of single texts or the reverse; more dimensions than there are."""
     manifest = served.student.manifest
-    pairs, paired = manifest.pairs == "joint", not isinstance(body.inputs[0], str)
+    pairs, paired = manifest.pairs != "none", not isinstance(body.inputs[0], str)
     if paired and not pairs:
         raise wrong_field("/inputs/0", f"student {served.name!r} takes single texts, not pairs")
     if pairs and not paired:

@@ -23,7 +23,8 @@ from service.api.conversation import DirectRoute, Exchange, Reply, exchange_of
 from service.api.loading import Served
 from service.api.routes import MANY_ITEMS, LeanRoute
 from service.api.schemas import ClassifyBody, EmbedBody, RankBody
-from service.api.service import Inference, Service
+from service.api.service import Service
+from service.api.underway import Inference
 from service.bundle.manifest import Task
 from service.errors import FieldProblem, InvalidInput, RunFailed, ServiceError, TooLarge
 from service.metrics import UNKNOWN

@@ -29,7 +29,7 @@ from service.api.openai import EmbeddingsBody, embeddings_of
 from service.api.ranking import Ranked, Ranking
 from service.api.routes import time_headers
 from service.api.schemas import ClassifyBody, EmbedBody, Passage, RankBody
-from service.api.service import Inference, Service
+from service.api.service import Service
 from service.api.surface import (
     Asked,
     Documented,
@@ -51,6 +51,7 @@ from service.api.tei_bodies import (
     TokenizeRequest,
     truncation,
 )
+from service.api.underway import Inference
 from service.bundle.manifest import Task
 from service.errors import CallerError, InvalidInput, NotReady, UnknownModel
 from service.runtime.encode import Piece, Text

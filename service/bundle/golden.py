@@ -16,7 +16,8 @@ GOLDEN_SCHEMA = 1
 class GoldenSample:
     """One golden input and what it gave, alone and to full depth.
 
-    `input_ids` are its ids with special tokens, truncated to the student's limit. `outputs` holds, per precision and
+    `input_ids` are its ids with special tokens, truncated to the student's limit; of a pair whose texts are read apart,
+    the first one's and then the second one's. `outputs` holds, per precision and
     exit id, the raw output of that exit: logits [C] before the temperature, score [1] or embedding [D].
     """
 
@@ -83,8 +84,11 @@ def _refuse_newer(document: dict[str, Any], file: str) -> None:
 
 
 def _fits(sample: GoldenSampleDocument, manifest: Manifest, where: str) -> None:
-    if len(sample.input_ids) > manifest.max_tokens:
+    most = 2 * manifest.max_tokens if manifest.apart else manifest.max_tokens
+    if len(sample.input_ids) > most:
         raise ValueError(f"{where}/input_ids: {len(sample.input_ids)} ids, over max_tokens {manifest.max_tokens}")
+    if sample.text_pair is None and manifest.apart:
+        raise ValueError(f"{where}/text_pair: missing; this student joins two texts")
     if sample.text_pair is not None and manifest.pairs == "none":
         raise ValueError(f"{where}/text_pair: this student takes no pairs")
     _same_keys(sample.outputs, manifest.precisions, f"{where}/outputs", "precision")

@@ -10,21 +10,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.bundle import consistency
+from service.bundle.sources import JOINED, is_sided
 from service.bundle.strict_json import read_object, validated
 from service.errors import FormatTooNew, ManifestInvalid
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
-KNOWN_REQUIREMENTS: frozenset[str] = frozenset()
+KNOWN_REQUIREMENTS: frozenset[str] = frozenset({JOINED})
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FORMAT = re.compile(r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})")
-PLAIN_PATH = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,127}/){0,7}[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 Task = Literal["classify", "rank", "embed"]
 Scope = Literal["item", "query", "passage", "pair"]
 Confidence = Literal["max_probability", "margin", "entropy"]
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -52,7 +52,7 @@ class Tokenizer(_Part):
 class Tensor(_Part):
     """One tensor of a stage. A symbolic dim is "B" (items) or "T" (tokens)."""
 
-    dtype: Literal["float32", "int64"]
+    dtype: Literal["float32", "int64", "int8"]
     dims: tuple[str | int, ...]
 
 
@@ -62,6 +62,9 @@ class Stage(_Part):
     `inputs` maps the graph's tensor names to sources: a token input (`input_ids`, `attention_mask`,
     `token_type_ids`: int64 [B, T]) or `STAGE.OUTPUT` of an earlier stage. `outputs` names what it writes:
     `hidden` float32 [B, T, H] for later stages, and at an exit `logits` [B, C], `score` [B] or `embedding` [B, D].
+    Where the texts of a pair are read apart, the stages of scope `item` run on each by itself; those of scope `pair`
+    join them, and their sources name the text: `first:00.state`, `second:attention_mask`. `cacheable`: what it writes
+    depends on one text alone.
     """
 
     id: Name
@@ -196,8 +199,7 @@ class Manifest(_Part):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        for check in _CHECKS:
-            check(self)
+        consistency.check(self)
         return self
 
     def stage(self, stage_id: str) -> Stage:
@@ -207,133 +209,16 @@ class Manifest(_Part):
                 return stage
         raise KeyError(stage_id)
 
+    @property
+    def apart(self) -> int:
+        """How many stages, the first ones, read each text of a pair by itself; 0 where nothing joins them after."""
+        joined = (place for place, stage in enumerate(self.stages) if is_sided(stage.inputs.values()))
+        return next(joined, 0)
+
     def certificate(self, *, backend: str, precision: str) -> Certificate | None:
         """The certificate for a backend and precision, or None: then exits are off."""
         found = (c for c in self.certificates if c.backend == backend and c.precision == precision)
         return next(found, None)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_stages(manifest: Manifest) -> None:
-    seen: set[str] = set()
-    written: dict[str, Tensor] = {}
-    for stage in manifest.stages:
-        _require(stage.id not in seen, f"stages: id {stage.id!r} occurs twice")
-        for tensor, source in stage.inputs.items():
-            known = source in TOKEN_INPUTS or source in written
-            _require(known, f"stages: input {tensor!r} of {stage.id!r} reads {source!r}, which nothing before writes")
-        _require(bool(stage.inputs), f"stages: {stage.id!r} reads nothing")
-        seen.add(stage.id)
-        written |= {f"{stage.id}.{name}": tensor for name, tensor in stage.outputs.items()}
-
-
-def _check_tensors(manifest: Manifest) -> None:
-    """The output names that have a meaning have its dims: C labels, D embedding dimensions."""
-    n_labels = len(manifest.labels) if manifest.task == "classify" else None
-    shapes = {
-        "hidden": ("B", "T", None),
-        "logits": ("B", n_labels),
-        "score": ("B",),
-        "embedding": ("B", manifest.embedding_dimensions),
-    }
-    for stage in manifest.stages:
-        for name, tensor in stage.outputs.items():
-            where = f"stages: output {name!r} of {stage.id!r}"
-            fine = tensor.dims[:1] == ("B",) and all(dim == "T" or _is_size(dim) for dim in tensor.dims[1:])
-            _require(fine, f"{where} has dims {list(tensor.dims)}: B first, then T or sizes of 1 and more")
-            _require(name not in shapes or tensor.dtype == "float32", f"{where} must be float32")
-            _require(_is_shaped(tensor.dims, shapes.get(name)), f"{where} has dims {list(tensor.dims)}")
-
-
-def _is_size(dim: str | int) -> bool:
-    return isinstance(dim, int) and dim >= 1
-
-
-def _is_shaped(dims: tuple[str | int, ...], shape: tuple[str | int | None, ...] | None) -> bool:
-    """Whether `dims` are `shape`; None stands for any size, and a shape of None for any shape."""
-    if shape is None:
-        return True
-    pairs = zip(dims, shape, strict=False)
-    return len(dims) == len(shape) and all(dim == want or (want is None and _is_size(dim)) for dim, want in pairs)
-
-
-def _check_exits(manifest: Manifest) -> None:
-    order = [stage.id for stage in manifest.stages]
-    ids = [leave.id for leave in manifest.exits]
-    _require(len(set(ids)) == len(ids), "exits: an id occurs twice")
-    for leave in manifest.exits:
-        _require(leave.stage in order, f"exits: {leave.id!r} is at stage {leave.stage!r}, which does not exist")
-        _require(
-            leave.output in manifest.stage(leave.stage).outputs, f"exits: stage {leave.stage!r} has no {leave.output!r}"
-        )
-    places = [order.index(leave.stage) for leave in manifest.exits]
-    _require(places == sorted(set(places)), "exits: not in pipeline order, or two at one stage")
-    depths = [leave.depth for leave in manifest.exits]
-    _require(depths == sorted(depths) and depths[-1] == 1.0, "exits: depths must rise to 1.0")
-    _require(places[-1] == len(order) - 1, "exits: the last stage must be an exit")
-
-
-def _check_task(manifest: Manifest) -> None:
-    output = {"classify": "logits", "rank": "score", "embed": "embedding"}[manifest.task]
-    for leave in manifest.exits:
-        # a ranker's bi-encoder stages may exit with embeddings, whose score the runtime takes
-        allowed = {output, "embedding"} if manifest.task == "rank" else {output}
-        _require(leave.output in allowed, f"exits: {leave.id!r} writes {leave.output!r}, wrong for {manifest.task}")
-    if manifest.task == "classify":
-        _require(len(manifest.labels) >= 2, "labels: classify needs at least two")
-        _require(len(set(manifest.labels)) == len(manifest.labels), "labels: one occurs twice")
-    if manifest.task == "rank":
-        pairs = {"score": "joint", "embedding": "separate"}[manifest.exits[-1].output]
-        _require(manifest.pairs == pairs, f"pairs: must be {pairs!r} where {manifest.exits[-1].output!r} ranks")
-    if manifest.task == "embed":
-        _require(bool(manifest.space_id), "space_id: an embed student must carry one")
-        _require(manifest.embedding_dimensions is not None, "embedding_dimensions: missing")
-
-
-def _check_precisions(manifest: Manifest) -> None:
-    _require(manifest.default_precision in manifest.precisions, "default_precision: not among precisions")
-    ids = {stage.id for stage in manifest.stages}
-    for name, precision in manifest.precisions.items():
-        _require(set(precision.files) == ids, f"precisions: {name!r} must name one file for each stage")
-
-
-def _check_certificates(manifest: Manifest) -> None:
-    inner = len(manifest.exits) - 1
-    pairs = [(c.backend, c.precision) for c in manifest.certificates]
-    _require(len(set(pairs)) == len(pairs), "certificates: a backend and precision occur twice")
-    for certificate in manifest.certificates:
-        _require(certificate.precision in manifest.precisions, f"certificates: no precision {certificate.precision!r}")
-        risks = [point.risk for point in certificate.points]
-        _require(risks == sorted(set(risks)), "certificates: points must rise in risk")
-        for point in certificate.points:
-            _require(len(point.thresholds) == inner, "certificates: one threshold per exit but the last")
-            _require(len(point.exit_shares) == inner + 1, "certificates: one exit share per exit")
-            _require(point.errors <= point.rows, "certificates: more errors than rows")
-
-
-def _check_files(manifest: Manifest) -> None:
-    named = {manifest.tokenizer.file, manifest.golden}
-    named |= {file for precision in manifest.precisions.values() for file in precision.files.values()}
-    for file in sorted(named):
-        _require(file in manifest.files, f"files: {file!r} is used but not listed")
-    for file in manifest.files:
-        plain = PLAIN_PATH.fullmatch(file) is not None and file != "manifest.json"
-        _require(plain, f"files: {file!r} is not a plain path inside the bundle")
-
-
-_CHECKS = (
-    _check_stages,
-    _check_exits,
-    _check_task,
-    _check_tensors,
-    _check_precisions,
-    _check_certificates,
-    _check_files,
-)
 
 
 def parse_manifest(raw: bytes) -> Manifest:

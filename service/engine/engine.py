@@ -20,8 +20,8 @@ from service.engine.policy import Batch, Plan, plan
 from service.engine.queues import Entry, StageQueue
 from service.engine.slot import Report, Slots, ThreadSlots, run_job
 from service.errors import DeadlineExceeded, Draining, NotReady, ServiceError
-from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
+from service.runtime.joined import Unit
 from service.runtime.pipeline import Pass, Stepped
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Engine:
     async def submit(
         self,
         student: ServedStudent,
-        items: Sequence[Encoded],
+        items: Sequence[Unit],
         *,
         policy: ExitPolicy,
         deadline: float | None = None,
@@ -147,7 +147,7 @@ class Engine:
     def begin(
         self,
         student: ServedStudent,
-        items: Sequence[Encoded],
+        items: Sequence[Unit],
         *,
         policy: ExitPolicy,
         deadline: float | None = None,
@@ -191,7 +191,7 @@ class Engine:
     # Admission
 
     def _admit(
-        self, student: ServedStudent, items: Sequence[Encoded], policy: ExitPolicy, deadline: float, priority: Priority
+        self, student: ServedStudent, items: Sequence[Unit], policy: ExitPolicy, deadline: float, priority: Priority
     ) -> Request:
         now, lane = self._clock(), self._admission.lane(student)
         self._check_open(student, len(items))
@@ -372,7 +372,7 @@ class Engine:
         if report.stepped is not None:
             self._note_run(flight, report.stepped, now)
         if report.failed_at is not None:
-            lane.failed(report.failed_at, flight.items[report.rows[0]].encoded.input_ids.tobytes())
+            lane.failed(report.failed_at, flight.items[report.rows[0]].encoded.fingerprint)
         if report.rows:
             self._ledger.answer([flight.items[row] for row in report.rows], report.results, now)
         if report.back is not None:

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from service.errors import ServiceError
 from service.runtime.cost import StageCost
-from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Pass, Pipeline
+from service.runtime.joined import Unit
+from service.runtime.pipeline import Pass
+from service.runtime.plan import Pipeline
 from service.runtime.student import Outcome
 
 if TYPE_CHECKING:
@@ -23,17 +24,15 @@ class Runner(Protocol):
     """What the engine needs of a student; `runtime.student.Student` is one."""
 
     @property
-    def pad_id(self) -> int:
-        """The id that fills short rows."""
-        ...
-
-    @property
     def pipeline(self) -> Pipeline:
         """Its stages and exits."""
         ...
 
     def begin(self, feeds: Mapping[str, npt.NDArray[Any]], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
-        """A pass of a padded batch; its `step` may run in any one thread. Raises: ServiceError."""
+        """A pass of a batch as `pad` or `joined_feeds` gives it; its `step` may run in any one thread.
+
+        Raises: ServiceError.
+        """
         ...
 
 
@@ -89,11 +88,11 @@ class Request:
     pending: int = 0
     timer: asyncio.TimerHandle | None = None
 
-    def fill(self, encoded: Sequence[Encoded], *, moment: float, order: int, pace_s: float) -> None:
+    def fill(self, encoded: Sequence[Unit], *, moment: float, order: int, pace_s: float) -> None:
         """Make its items, the first as urgent as the moment, the others following at the pace.
 
         Args:
-            encoded: its texts.
+            encoded: its texts, or pairs of texts that were read apart.
             moment: in seconds.
             order: the first one's place among all items ever admitted.
             pace_s: seconds.
@@ -128,7 +127,7 @@ class Item:
 
     request: Request
     index: int
-    encoded: Encoded
+    encoded: Unit
     tokens: int
     real_tokens: int
     moment: float

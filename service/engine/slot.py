@@ -5,18 +5,20 @@ A thread gets a job and shares nothing else; all it knows of the engine is the f
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from service.bundle.manifest import Exit
 from service.engine.item import Runner
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
 from service.runtime.encode import Encoded, pad
 from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats, likeliest
+from service.runtime.joined import JoinedPair, Unit, joined_feeds
 from service.runtime.pipeline import Pass, Stepped
+from service.runtime.plan import Leave, Pipeline
 from service.runtime.student import Outcome
 
 
@@ -35,7 +37,7 @@ class Job:
     """
 
     runner: Runner
-    items: Sequence[Encoded] = ()
+    items: Sequence[Unit] = ()
     policies: ExitPolicy | Sequence[ExitPolicy] = ()
     passes: Sequence[Pass] = ()
     deadlines: Doubles | None = None
@@ -45,7 +47,14 @@ class Job:
         """The pass of all of it. Raises: ServiceError."""
         if self.passes:
             return Pass.merge(self.passes)
-        return self.runner.begin(pad(self.items, pad_id=self.runner.pad_id), self.policies)
+        return self.runner.begin(_feeds(self.items, self.runner.pipeline), self.policies)
+
+
+def _feeds(items: Sequence[Unit], pipeline: Pipeline) -> Mapping[str, npt.NDArray[Any]]:
+    """A batch of what a pipeline begins with: ids, or what two texts gave."""
+    if pipeline.joins is None:
+        return pad(cast("Sequence[Encoded]", items), pad_id=pipeline.pad_id)
+    return joined_feeds(cast("Sequence[JoinedPair]", items), pipeline.joins)
 
 
 @dataclass(slots=True)
@@ -148,7 +157,7 @@ def _answers(job: Job, stepped: Stepped) -> Report:
     return Report(stepped.rows[stepped.leaves].tolist(), results, stepped)
 
 
-def _outcomes(leave: Exit, exit_index: int, raws: Floats, sure: Doubles | None) -> list[Outcome | ServiceError]:
+def _outcomes(leave: Leave, exit_index: int, raws: Floats, sure: Doubles | None) -> list[Outcome | ServiceError]:
     if leave.output != "logits":
         return [Outcome(exit_index, raw) for raw in raws]
     if sure is None:

@@ -23,7 +23,7 @@ import numpy as np
 from service.bundle.manifest import Manifest, dump_manifest
 from service.runtime import heads
 from service.runtime.cost import StageCost
-from service.runtime.encode import Encoded
+from service.runtime.encode import Encoded, Ids
 from service.runtime.heads import ExitPolicy
 from service.runtime.session import EXACT
 
@@ -184,6 +184,10 @@ class Contender(Protocol):
         """Its exits by default."""
         ...
 
+    def of_ids(self, ids: Ids, /) -> Encoded:
+        """An item of these ids."""
+        ...
+
 
 def runoff(
     default: Contender,
@@ -215,17 +219,16 @@ def runoff(
         for side, policy in sides if number % 2 else reversed(sides):
             began = clock()
             for batch in batches:
-                side.run(batch, policy)
+                side.run([side.of_ids(ids) for ids in batch], policy)
             taken.append(max(clock() - began, 1e-9))
         ours, theirs = taken if number % 2 else reversed(taken)
         saved.append(1 - theirs / ours)
     return float(np.median(saved[1:]))
 
 
-def _mixed(random: np.random.Generator, ids: Sequence[int], items: int, max_tokens: int) -> list[Encoded]:
+def _mixed(random: np.random.Generator, ids: Sequence[int], items: int, max_tokens: int) -> list[Ids]:
     lengths = random.integers(min(4, max_tokens), min(_MIXED_TOKENS, max_tokens), size=items, endpoint=True)
-    texts = [np.resize(np.array(ids, dtype=np.int64), int(length)) for length in lengths]
-    return [Encoded(text, np.zeros_like(text), tokens=len(text), kept=len(text)) for text in texts]
+    return [np.resize(np.array(ids, dtype=np.int64), int(length)) for length in lengths]
 
 
 def after_runoff(choice: Choice, default: Candidate, saved: float) -> Choice:

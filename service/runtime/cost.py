@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from service.bundle.load import Bundle
 from service.bundle.manifest import Manifest, Stage, Tensor
+from service.bundle.sources import side_of
 from service.runtime.session import input_tensors
 
 Sample = tuple[int, int, float]
@@ -20,6 +21,8 @@ _ITEMS: Final = (1, 4, 16)
 _TOKENS: Final = (8, 16, 32, 64, 128, 256)
 # a shape's first run may plan it; of the others the fastest is taken, since a run is only ever disturbed upwards
 _REPEATS: Final = 3
+# tokens of the first text where two are joined: a query
+_SHORT_TEXT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +178,13 @@ class _Feeds:
         return {name: self._values(name, tensor, items, tokens) for name, tensor in self._tensors.items()}
 
     def _values(self, name: str, tensor: Tensor, items: int, tokens: int) -> npt.NDArray[Any]:
-        source = self._sources[name]
-        named = {"B": items, "T": tokens}
+        source = side_of(self._sources[name])[1]
+        named = {"B": items, "T": tokens, "Q": min(tokens, _SHORT_TEXT)}
         sizes = [named[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
         if source == "input_ids":
             return np.broadcast_to(np.resize(np.array(self._ids, dtype=np.int64), tokens), sizes).copy()
         if tensor.dtype == "int64":
             return np.full(sizes, int(source == "attention_mask"), dtype=np.int64)
+        if tensor.dtype == "int8":
+            return self._random.integers(-127, 128, size=sizes, dtype=np.int8)
         return self._random.standard_normal(sizes, dtype=np.float32)

@@ -52,6 +52,22 @@ class Encoded:
         """Whether anything was cut off."""
         return self.kept < self.tokens
 
+    @property
+    def fingerprint(self) -> bytes:
+        """The same for the same ids."""
+        return self.input_ids.tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair(Encoded):
+    """Two texts that are read apart, each with its special tokens: the first one's ids, then the second one's.
+
+    Attributes:
+        first_kept: how many are the first one's; the token types are 0 there and 1 beyond.
+    """
+
+    first_kept: int
+
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
@@ -82,18 +98,20 @@ class Piece:
 class Encoder:
     """A bundle's tokenizer with its length limit. Safe from several threads once made."""
 
-    def __init__(self, tokenizer_json: Path | bytes, *, max_tokens: int, pad_id: int) -> None:
+    def __init__(self, tokenizer_json: Path | bytes, *, max_tokens: int, pad_id: int, apart: bool = False) -> None:
         """Load a tokenizer.
 
         Args:
             tokenizer_json: a Hugging Face `tokenizer.json`, or its bytes.
             max_tokens: the longest sequence the student takes, special tokens included.
             pad_id: the id that fills short rows of a batch.
+            apart: whether the texts of a pair are read apart instead of as one sequence.
         Raises:
             GraphMismatch: it does not load, or adds more special tokens than fit.
         """
         self.max_tokens = max_tokens
         self.pad_id = pad_id
+        self._apart = apart
         self._tokenizer = _load(tokenizer_json)
         if self._tokenizer.num_special_tokens_to_add(False) > max_tokens:
             raise GraphMismatch(f"tokenizer: its special tokens alone exceed max_tokens = {max_tokens}")
@@ -105,9 +123,10 @@ class Encoder:
         """Turn texts into ids; each result depends on its own text only.
 
         Args:
-            texts: strings, or pairs to be read as one joint sequence. The empty string is fine.
+            texts: strings, or pairs. The empty string is fine.
             truncate: what to do with an input longer than `max_tokens`: refuse it, cut its end or cut its start.
-                Special tokens always stay; of a pair, the longer text is cut first. No more than `MAX_CHARACTERS` of
+                Special tokens always stay; of a pair that is one sequence, the longer text is cut first; of one that
+                is read apart, each text may have `max_tokens`. No more than `MAX_CHARACTERS` of
                 a text are read.
         Returns: at least one token each: where a text has none and none is added, the padding token.
         Raises:
@@ -136,11 +155,21 @@ class Encoder:
 
     def _cut(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
         """What the tokenizer makes of texts, `places` being theirs in the request."""
+        if self._apart and not all(isinstance(text, str) for text in texts):
+            return self._cut_apart(texts, cut_start=cut_start, places=places)
         unread = [_unread(text) for text in texts]
         if any(unread):
             texts = [_readable(text, cut_start) for text in texts]
         encodings = self._tokenize(texts, places)
         return [self._encoded(*each, cut_start) for each in zip(encodings, unread, strict=True)]
+
+    def _cut_apart(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
+        """Pairs of which each text is read by itself; the single texts among them as they are."""
+        sizes = [1 if isinstance(text, str) else 2 for text in texts]
+        alone = [part for text in texts for part in ((text,) if isinstance(text, str) else text)]
+        owners = [place for place, size in zip(places, sizes, strict=True) for _ in range(size)]
+        read = iter(self._cut(alone, cut_start=cut_start, places=owners))
+        return [next(read) if size == 1 else _paired(next(read), next(read)) for size in sizes]
 
     def encode_chunks(self, texts: Sequence[Text]) -> list[Chunked]:
         """Turn texts into ids, a long one into overlapping chunks; each result depends on its own text only.
@@ -209,6 +238,16 @@ class Encoder:
         pieces = tuple(Encoded(ids[at], types[at], tokens=len(at), kept=len(at)) for at in places)
         kept = len(np.unique(np.concatenate(places)))
         return Chunked(pieces, tokens=len(ids) + unread, kept=kept)
+
+
+def _paired(first: Encoded, second: Encoded) -> EncodedPair:
+    return EncodedPair(
+        np.concatenate([first.input_ids, second.input_ids]),
+        np.concatenate([np.zeros_like(first.token_type_ids), np.ones_like(second.token_type_ids)]),
+        tokens=first.tokens + second.tokens,
+        kept=first.kept + second.kept,
+        first_kept=first.kept,
+    )
 
 
 def _load(tokenizer_json: Path | bytes) -> Tokenizer:

@@ -13,10 +13,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle.manifest import TOKEN_INPUTS, Confidence, Exit, Manifest
+from service.bundle.manifest import Confidence
+from service.bundle.sources import SIDES, side_of
 from service.errors import RunFailed
 from service.runtime import heads
 from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats
+from service.runtime.plan import Carried, Leave, Pipeline, StagePlan
 
 Array = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -25,81 +27,6 @@ RunStage = Callable[[int, Mapping[str, Array], Sequence[str]], Mapping[str, Arra
 UNREACHED: Final = math.inf
 # the last exit's, where everyone leaves
 _ALWAYS: Final = -math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """A tensor that later stages read: its source, and whether its second dim is T."""
-
-    source: str
-    has_tokens: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StagePlan:
-    """One stage, worked out beforehand.
-
-    Attributes:
-        id: the manifest's stage id.
-        inputs: (tensor name, source) pairs to feed.
-        writes: (tensor name, source) of the outputs that later stages read.
-        names: of those outputs...
-        names_with_exit: ...and of the exit's as well.
-        carried: everything that later stages read.
-        exit_index: which exit lies here, or None.
-        leave: that exit.
-    """
-
-    id: str
-    inputs: tuple[tuple[str, str], ...]
-    writes: tuple[tuple[str, str], ...]
-    names: tuple[str, ...]
-    names_with_exit: tuple[str, ...]
-    carried: tuple[Carried, ...]
-    exit_index: int | None
-    leave: Exit | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """All stages of a student in order. The last one has an exit. `pad_id` fills short rows of ids."""
-
-    stages: tuple[StagePlan, ...]
-    exits: tuple[Exit, ...]
-    pad_id: int = 0
-
-
-def pipeline_of(manifest: Manifest) -> Pipeline:
-    """Work out a manifest's pipeline."""
-    stages = tuple(_stage_plan(manifest, place) for place in range(len(manifest.stages)))
-    return Pipeline(stages, manifest.exits, manifest.tokenizer.pad_id)
-
-
-def _stage_plan(manifest: Manifest, place: int) -> StagePlan:
-    stage = manifest.stages[place]
-    later = {source for following in manifest.stages[place + 1 :] for source in following.inputs.values()}
-    before = [f"{s.id}.{name}" for s in manifest.stages[: place + 1] for name in s.outputs]
-    exits = [i for i, leave in enumerate(manifest.exits) if leave.stage == stage.id]
-    writes = tuple((name, f"{stage.id}.{name}") for name in stage.outputs if f"{stage.id}.{name}" in later)
-    names = tuple(name for name, _ in writes)
-    left = {manifest.exits[i].output for i in exits}
-    return StagePlan(
-        id=stage.id,
-        inputs=tuple(stage.inputs.items()),
-        writes=writes,
-        names=names,
-        names_with_exit=tuple(name for name in stage.outputs if name in left or name in names),
-        carried=tuple(Carried(s, _has_tokens(manifest, s)) for s in (*TOKEN_INPUTS, *before) if s in later),
-        exit_index=exits[0] if exits else None,
-        leave=manifest.exits[exits[0]] if exits else None,
-    )
-
-
-def _has_tokens(manifest: Manifest, source: str) -> bool:
-    if source in TOKEN_INPUTS:
-        return True
-    stage_id, _, output = source.partition(".")
-    return manifest.stage(stage_id).outputs[output].dims[1:2] == ("T",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +118,12 @@ def _batch_policy(policies: ExitPolicy | Sequence[ExitPolicy]) -> _BatchPolicy:
     return _BatchPolicy(thresholds, rules.pop() if rules else "max_probability")
 
 
+def _is_long(source: str, value: Array) -> bool:
+    """Whether a fed tensor's second dim is the items' length."""
+    is_state = "." in source and value.ndim < 3  # of a text as a whole: [n, S]
+    return side_of(source)[0] != SIDES[0] and not is_state
+
+
 class Pass:
     """One batch on its way, stage by stage.
 
@@ -214,7 +147,8 @@ class Pass:
             pipeline: the student's.
             run_stage: (stage index, feeds by tensor name, outputs wanted) to outputs by tensor name, more than those
                 if it likes; raises RunFailed.
-            feeds: `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, T], padded on the right.
+            feeds: `input_ids`, `attention_mask`, `token_type_ids`: int64 [B, T], padded on the right; or what
+                `joined_feeds` gives.
             policies: one for the whole batch, or one for each item.
             clock: seconds, by which runs are timed.
         """
@@ -300,7 +234,7 @@ class Pass:
             return None
         return _ALWAYS if plan.exit_index == len(self._pipeline.exits) - 1 else self._policy.at(plan.exit_index)
 
-    def _outputs(self, plan: StagePlan, leave: Exit | None) -> Mapping[str, Array]:
+    def _outputs(self, plan: StagePlan, leave: Leave | None) -> Mapping[str, Array]:
         """What a stage's graph writes of what somebody reads. Raises: RunFailed."""
         wanted = plan.names if leave is None else plan.names_with_exit
         if not wanted:
@@ -318,7 +252,7 @@ class Pass:
 
     def _carried(self) -> tuple[Carried, ...]:
         if self.stage == 0:
-            return tuple(Carried(source, True) for source in self._state)
+            return tuple(Carried(source, _is_long(source, value)) for source, value in self._state.items())
         return self._pipeline.stages[self.stage - 1].carried
 
     def halves(self) -> tuple["Pass", "Pass"]:
@@ -340,7 +274,7 @@ class Pass:
         return copy
 
     def _leaving(
-        self, leave: Exit | None, threshold: float | Doubles | None, raw: Floats | None
+        self, leave: Leave | None, threshold: float | Doubles | None, raw: Floats | None
     ) -> tuple[Flags, Doubles | None]:
         """Who is answered, and the largest probability of each item where that is what decides."""
         n = len(self.rows)

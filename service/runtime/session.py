@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from service.bundle.load import Bundle
-from service.bundle.manifest import TOKEN_INPUTS, Manifest, Stage, Tensor
+from service.bundle.manifest import Manifest, Stage, Tensor
+from service.bundle.sources import SIDES, TOKEN_INPUTS, side_of
 from service.errors import BackendUnavailable, SettingsInvalid
 from service.runtime.backends import cuda, onnxruntime, openvino
 from service.runtime.backends.stage import Arithmetic, Array, Execution, SessionFactory, StageSession
@@ -105,7 +106,7 @@ def _carried(manifest: Manifest, stage: Stage) -> tuple[str, ...]:
     """What later stages read of it; nothing of one that reads ids: it holds the token table, most of the weights."""
     if "input_ids" in stage.inputs.values():
         return ()
-    read = {source for each in manifest.stages for source in each.inputs.values()}
+    read = {side_of(source)[1] for each in manifest.stages for source in each.inputs.values()}
     return tuple(name for name in stage.outputs if f"{stage.id}.{name}" in read)
 
 
@@ -140,7 +141,13 @@ def input_tensors(manifest: Manifest, stage: Stage) -> dict[str, Tensor]:
 
 
 def _source_tensor(manifest: Manifest, source: str) -> Tensor:
-    if source in TOKEN_INPUTS:
-        return TOKENS
-    stage_id, _, output = source.partition(".")
-    return manifest.stage(stage_id).outputs[output]
+    side, own = side_of(source)
+    if own in TOKEN_INPUTS:
+        tensor = TOKENS
+    else:
+        stage_id, _, output = own.partition(".")
+        tensor = manifest.stage(stage_id).outputs[output]
+    if side != SIDES[0]:
+        return tensor
+    # the first text of a pair has a length of its own
+    return tensor.model_copy(update={"dims": tuple("Q" if dim == "T" else dim for dim in tensor.dims)})

@@ -13,14 +13,17 @@ from service.bundle.load import Bundle, GoldenSample
 from service.bundle.manifest import Manifest
 from service.errors import GoldenMismatch, GraphMismatch, SettingsInvalid
 from service.runtime import heads
-from service.runtime.encode import Encoded, Encoder, pad
+from service.runtime.encode import Encoded, EncodedPair, Encoder, Ids, pad
 from service.runtime.heads import ExitPolicy, ExitSetting, Floats
-from service.runtime.pipeline import UNREACHED, Array, Pass, Rows, pipeline_of
+from service.runtime.joined import JoinedPair, State, joined_feeds, texts_of
+from service.runtime.pipeline import UNREACHED, Array, Pass, Rows, RunStage
+from service.runtime.plan import Pipeline, apart_pipeline_of, pipeline_of
 from service.runtime.session import Execution, load_sessions
 
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
 # cosine stays above 0.999); beyond this something is wrong
 BF16_RTOL: Final = 0.05
+_SHORT_TEXT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,38 @@ class BatchOutcome:
     raw: Floats
 
 
+class TextReader:
+    """The stages that read one text of a pair by itself, as a student of their own. Safe from several threads."""
+
+    def __init__(self, manifest: Manifest, run_stage: RunStage) -> None:
+        self.pipeline: Pipeline = apart_pipeline_of(manifest)
+        self.pad_id = self.pipeline.pad_id
+        self._run_stage = run_stage
+
+    def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
+        """A pass of padded token inputs (int64 [B, T]); its only exit gives states."""
+        return Pass(self.pipeline, self._run_stage, feeds, policies)
+
+    def read(self, texts: Sequence[Encoded], *, length: int | None = None) -> list[State]:
+        """What each text gives, as one batch, cut to its own length. Raises: RunFailed: a graph failed."""
+        going = self.begin(pad(texts, pad_id=self.pad_id, length=length), ExitPolicy(()))
+        stepped = going.step()
+        while not going.done:
+            stepped = going.step()
+        assert stepped.raw is not None, "the last stage ends with a state"
+        return [state_of(text, raw) for text, raw in zip(texts, stepped.raw, strict=True)]
+
+
+def state_of(text: Encoded, raw: Array) -> State:
+    """A copy of a text's row of a batch, without its padding."""
+    return np.array(raw[: text.kept] if raw.ndim > 1 else raw)
+
+
 class Student:
-    """A student with its graphs loaded on one backend in one precision. Safe from several threads once made."""
+    """A student with its graphs loaded on one backend in one precision. Safe from several threads once made.
+
+    Where the texts of a pair are read apart, `apart` reads one; the student itself joins what two have given.
+    """
 
     def __init__(
         self,
@@ -79,8 +112,12 @@ class Student:
         self.precision = self._pool.precision
         self.pad_id = self.manifest.tokenizer.pad_id
         self._policies: dict[ExitSetting, ExitPolicy] = {}
-        self.encoder = Encoder(bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id)
+        separate = self.manifest.apart > 0
+        self.encoder = Encoder(
+            bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id, apart=separate
+        )
         self.pipeline = pipeline_of(self.manifest)
+        self.apart = TextReader(self.manifest, self.run_stage) if separate else None
 
     def __repr__(self) -> str:
         return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"
@@ -101,8 +138,38 @@ class Student:
         return self._pool.sessions[stage_index].run(feeds, outputs)
 
     def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
-        """A pass of padded token inputs (int64 [B, T]) through this student's stages."""
-        return Pass(self.pipeline, self.run_stage, feeds, policies)
+        """A pass of padded token inputs (int64 [B, T]), or of what `joined_feeds` gives, through its stages."""
+        return Pass(self.pipeline, self._run_own, feeds, policies)
+
+    def _run_own(self, stage_index: int, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Mapping[str, Array]:
+        return self.run_stage(self.manifest.apart + stage_index, feeds, outputs)
+
+    def join(self, pairs: Sequence[Encoded], *, length: int | None = None) -> list[JoinedPair]:
+        """Read both texts of each pair, the first ones as one batch and the second ones as another.
+
+        Args:
+            pairs: at least one; of a student that reads texts apart.
+            length: pad the second texts to this many tokens instead of the longest one's.
+        Raises: RunFailed: a graph failed.
+        """
+        assert self.apart is not None, "this student reads a pair as one sequence"
+        firsts, seconds = texts_of(pairs)
+        read = self.apart.read(firsts), self.apart.read(seconds, length=length)
+        return [JoinedPair(*each) for each in zip(*read, strict=True)]
+
+    def _feeds(self, batch: Sequence[Encoded], length: int | None = None) -> Mapping[str, Array]:
+        if self.pipeline.joins is None:
+            return pad(batch, pad_id=self.pad_id, length=length)
+        return joined_feeds(self.join(batch, length=length), self.pipeline.joins, length=length)
+
+    def of_ids(self, ids: Ids) -> Encoded:
+        """An item of these ids; where texts are read apart, a pair with a short first text."""
+        types = np.zeros_like(ids)
+        if self.apart is None:
+            return Encoded(ids, types, tokens=len(ids), kept=len(ids))
+        first = ids[:_SHORT_TEXT]
+        both, kinds = np.concatenate([first, ids]), np.concatenate([types[: len(first)], types + 1])
+        return EncodedPair(both, kinds, tokens=len(both), kept=len(both), first_kept=len(first))
 
     def run_padded(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> BatchOutcome:
         """Answer a padded batch, compacting the survivors after each stage.
@@ -113,7 +180,7 @@ class Student:
         Raises:
             RunFailed: a graph failed. Outputs that are not finite are returned as they are.
         """
-        items = len(feeds["input_ids"])
+        items = len(feeds["attention_mask"])
         going = self.begin(feeds, policies)
         exit_index = np.empty(items, dtype=np.int64)
         raw: Floats | None = None
@@ -133,7 +200,7 @@ class Student:
         """Answer encoded items as one batch, in order. Raises: RunFailed: a graph failed."""
         if not batch:
             return []
-        outcome = self.run_padded(pad(batch, pad_id=self.pad_id), policies)
+        outcome = self.run_padded(self._feeds(batch), policies)
         return [Outcome(int(left), raw) for left, raw in zip(outcome.exit_index, outcome.raw, strict=True)]
 
     def all_exits(self, batch: Sequence[Encoded], *, length: int | None = None) -> list[Floats]:
@@ -141,10 +208,10 @@ class Student:
 
         Args:
             batch: at least one item.
-            length: pad to this many tokens instead of the longest item's.
+            length: pad to this many tokens instead of the longest item's; of pairs read apart, the second texts.
         """
         policy = ExitPolicy((UNREACHED,) * (len(self.manifest.exits) - 1))
-        going = self.begin(pad(batch, pad_id=self.pad_id, length=length), policy)
+        going = self.begin(self._feeds(batch, length), policy)
         raws: list[Floats] = []
         while not going.done:
             stepped = going.step()
@@ -205,7 +272,7 @@ class Student:
                 f"token budget {token_budget} is below the {longest} tokens {self.manifest.name} takes"
             )
         ids = np.full(longest, self.pad_id, dtype=np.int64)
-        self.all_exits([Encoded(ids, np.zeros_like(ids), tokens=longest, kept=longest)] * (token_budget // longest))
+        self.all_exits([self.of_ids(ids)] * (token_budget // longest))
 
 
 def _check_one_exit_shape(manifest: Manifest) -> None:

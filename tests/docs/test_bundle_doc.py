@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from service import errors
-from service.bundle import load, manifest, strict_json
+from service.bundle import consistency, load, manifest, strict_json
 from service.bundle.golden import GoldenDocument, GoldenSampleDocument, parse_golden
 from service.bundle.manifest import parse_manifest
 from service.runtime.heads import confidence, policy_for, softmax
@@ -120,5 +120,5 @@ def test_the_bounds_are_the_readers() -> None:
     assert (load.MAX_FILE_BYTES, load.MAX_BUNDLE_BYTES, MAX_ALIASES_BYTES) == (2 * 2**30, 8 * 2**30, 2**20)
     assert "16 MiB, the golden file 64 MiB, any file 2 GiB" in TEXT
     assert manifest.NAME.pattern in TEXT
-    assert "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}" in manifest.PLAIN_PATH.pattern
+    assert "[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}" in consistency.PLAIN_PATH.pattern
     assert strict_json.__doc__

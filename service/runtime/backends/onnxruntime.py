@@ -13,7 +13,7 @@ from service.runtime.backends.trunk import trunk_of
 
 BACKEND: Final = "onnxruntime"
 PROVIDER: Final = "CPUExecutionProvider"
-_TYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+_TYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 
 
 class OnnxRuntimeSession:

@@ -24,7 +24,7 @@ from service.runtime.backends.stage import Array, Execution, Found, check_tensor
 BACKEND: Final = "openvino"
 TELEMETRY: Final = "openvino_telemetry"
 KERNELS_KEPT: Final = 64
-_TYPES: Final = {"f32": "float32", "i64": "int64"}
+_TYPES: Final = {"f32": "float32", "i64": "int64", "i8": "int8"}
 _HINTS: Final = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -90,12 +90,12 @@ class OpenVinoSession:
         """
         request = self._request()
         try:
-            items, tokens = sizes_of(feeds, self._inputs)
+            sizes = sizes_of(feeds, self._inputs)
             padded = padded_feeds(feeds, self._inputs, self._how)
             # subtle: without sharing, the binding keeps arrays of the first shape and copies into them
             found = request.infer(padded, share_inputs=True, share_outputs=True)
             names = self._outputs if outputs is None else outputs
-            values = {name: _cut(np.asarray(found[name]), self._outputs[name], items, tokens) for name in names}
+            values = {name: _cut(np.asarray(found[name]), self._outputs[name], sizes) for name in names}
         except Exception as error:  # OpenVINO's errors are RuntimeError, TypeError, ValueError and KeyError alike
             raise RunFailed(f"{self._path.name}: the graph failed: {type(error).__name__}") from error
         # subtle: one whose run failed is not used again
@@ -188,25 +188,28 @@ def _found(ports: Sequence[Any]) -> Iterator[Found]:
         yield Found(port.get_any_name(), kind, _TYPES.get(kind), dims)
 
 
-def sizes_of(feeds: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """n and T of a batch; T is 1 where no tensor has one. Raises: KeyError, IndexError: a tensor is missing or flat."""
-    items = tokens = 1
-    for name, tensor in tensors.items():
-        shape = feeds[name].shape
-        items = shape[tensor.dims.index("B")]
-        if "T" in tensor.dims:
-            tokens = shape[tensor.dims.index("T")]
-    return items, tokens
+def sizes_of(feeds: Mapping[str, Array], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The symbolic sizes of a batch: B, and T or Q where tensors have them. Raises: KeyError, IndexError: a tensor is
+    missing or flat."""
+    return {
+        dim: feeds[name].shape[place]
+        for name, tensor in tensors.items()
+        for place, dim in enumerate(tensor.dims)
+        if isinstance(dim, str)
+    }
 
 
-def grid_shape(items: int, tokens: int, *, longest_tokens: int | None = None) -> tuple[int, int]:
-    """The shape that a batch is run in: each size rounded up on its grid, T not beyond `longest_tokens`.
+def grid_sizes(sizes: Mapping[str, int], *, longest_tokens: int | None = None) -> dict[str, int]:
+    """The sizes that a batch is run in: each rounded up on its grid, tokens not beyond `longest_tokens`.
 
-    >>> grid_shape(5, 13), grid_shape(33, 61, longest_tokens=62)
-    ((6, 16), (48, 62))
+    >>> grid_sizes({"B": 5, "T": 13}), grid_sizes({"B": 33, "T": 61}, longest_tokens=62)
+    ({'B': 6, 'T': 16}, {'B': 48, 'T': 62})
     """
-    longest = max(tokens, longest_tokens or TOKEN_GRID[-1])
-    return _rounded(items, ITEM_GRID), min(_rounded(tokens, TOKEN_GRID), longest)
+    most = longest_tokens or TOKEN_GRID[-1]
+    return {
+        dim: _rounded(size, ITEM_GRID) if dim == "B" else min(_rounded(size, TOKEN_GRID), max(size, most))
+        for dim, size in sizes.items()
+    }
 
 
 def _rounded(size: int, grid: tuple[int, ...]) -> int:
@@ -215,19 +218,18 @@ def _rounded(size: int, grid: tuple[int, ...]) -> int:
 
 
 def padded_feeds(feeds: Mapping[str, Array], tensors: Mapping[str, Tensor], how: Execution) -> dict[str, Array]:
-    """The feeds in their grid shape: masked tokens on the right, and the first item again below.
+    """The feeds in their grid sizes: masked tokens on the right, and the first item again below.
 
     Items do not see one another, so that what is added changes nothing of what is kept.
     """
-    items, tokens = sizes_of(feeds, tensors)
-    shape = grid_shape(items, tokens, longest_tokens=how.longest_tokens)
-    if shape == (items, tokens):
+    sizes = sizes_of(feeds, tensors)
+    wide = grid_sizes(sizes, longest_tokens=how.longest_tokens)
+    if wide == sizes:
         return {name: np.ascontiguousarray(feeds[name]) for name in tensors}
-    return {name: _padded(feeds[name], tensor, shape, how.fills.get(name, 0)) for name, tensor in tensors.items()}
+    return {name: _padded(feeds[name], tensor, wide, how.fills.get(name, 0)) for name, tensor in tensors.items()}
 
 
-def _padded(value: Array, tensor: Tensor, shape: tuple[int, int], fill: int) -> Array:
-    named = dict(zip(("B", "T"), shape, strict=True))
+def _padded(value: Array, tensor: Tensor, named: Mapping[str, int], fill: int) -> Array:
     sizes = [named[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
     wide = np.full(sizes, fill, dtype=value.dtype)
     wide[tuple(slice(0, size) for size in value.shape)] = value
@@ -235,7 +237,6 @@ def _padded(value: Array, tensor: Tensor, shape: tuple[int, int], fill: int) -> 
     return wide
 
 
-def _cut(value: Array, tensor: Tensor, items: int, tokens: int) -> Array:
+def _cut(value: Array, tensor: Tensor, kept: Mapping[str, int]) -> Array:
     """A copy of an output without what was added."""
-    kept = {"B": items, "T": tokens}
     return np.array(value[tuple(slice(0, kept[dim]) if isinstance(dim, str) else slice(None) for dim in tensor.dims)])

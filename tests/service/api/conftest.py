@@ -26,7 +26,8 @@ from service.api.students import Family
 from service.engine.item import ServedStudent
 from service.errors import RunFailed
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Pass, Pipeline
+from service.runtime.pipeline import Pass
+from service.runtime.plan import Pipeline
 from service.runtime.student import Student
 from service.settings import Settings, load_settings
 

@@ -35,21 +35,21 @@ class TestCache:
         cache, one, other = PassageCache(1 << 20, Metrics()), _student(), _student()
         entry = _entry()
         cache.put(one, [(KEY[0], entry)])
-        assert cache.get(one, KEY[:2]) == {KEY[0]: entry}
-        assert cache.get(other, KEY) == {}
+        assert cache.get(one, KEY[:2], Embedded) == {KEY[0]: entry}
+        assert cache.get(other, KEY, Embedded) == {}
 
     def test_what_was_not_used_for_longest_goes_first(self) -> None:
         cache, student = PassageCache(_holding(2), Metrics()), _student()
         cache.put(student, [(KEY[0], _entry()), (KEY[1], _entry())])
-        cache.get(student, [KEY[0]])
+        cache.get(student, [KEY[0]], Embedded)
         cache.put(student, [(KEY[2], _entry())])
-        assert set(cache.get(student, KEY)) == {KEY[0], KEY[2]}
+        assert set(cache.get(student, KEY, Embedded)) == {KEY[0], KEY[2]}
         assert cache.nbytes == _holding(2)
 
     def test_one_too_large_is_not_kept_and_pushes_nothing_out(self) -> None:
         cache, student = PassageCache(_holding(1), Metrics()), _student()
         cache.put(student, [(KEY[0], _entry()), (KEY[1], _entry(11))])
-        assert set(cache.get(student, KEY)) == {KEY[0]}
+        assert set(cache.get(student, KEY, Embedded)) == {KEY[0]}
 
     def test_without_room_it_keeps_nothing(self) -> None:
         cache, student = PassageCache(0, Metrics()), _student()
@@ -67,16 +67,16 @@ class TestCache:
         for student in (one, other):
             cache.put(student, [(KEY[0], _entry()), (KEY[1], _entry())])
         cache.drop(one)
-        assert cache.get(one, KEY) == {}
-        assert len(cache.get(other, KEY)) == 2
+        assert cache.get(one, KEY, Embedded) == {}
+        assert len(cache.get(other, KEY, Embedded)) == 2
         assert cache.nbytes == _holding(2)
 
     def test_it_is_counted(self) -> None:
         metrics = Metrics()
         cache, student = PassageCache(_holding(1), metrics), _student()
-        cache.get(student, KEY)
+        cache.get(student, KEY, Embedded)
         cache.put(student, [(KEY[0], _entry()), (KEY[1], _entry())])
-        cache.get(student, KEY)
+        cache.get(student, KEY, Embedded)
         text = metrics.exposition().decode()
         assert 'understudy_cache_hits_total{model="near"} 1.0' in text
         assert 'understudy_cache_misses_total{model="near"} 7.0' in text

@@ -20,7 +20,8 @@ from service.engine.policy import EngineLimits
 from service.engine.slot import Post, Report
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Pass, Pipeline, pipeline_of
+from service.runtime.pipeline import Pass
+from service.runtime.plan import Pipeline, pipeline_of
 
 PATIENCE_S = 20.0  # a test that waits so long has failed
 

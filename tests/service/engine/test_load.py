@@ -20,7 +20,8 @@ from service.errors import DeadlineExceeded, Overloaded, ServiceError
 from service.runtime.cost import StageCost
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import Pass, pipeline_of
+from service.runtime.pipeline import Pass
+from service.runtime.plan import pipeline_of
 
 US = 1e-6
 # measured on one core of an AMD EPYC (Zen 4), ONNX Runtime int8: the stages of two shipped students

@@ -8,7 +8,8 @@ import pytest
 from service.bundle.manifest import Manifest
 from service.errors import RunFailed
 from service.runtime.heads import ExitPolicy
-from service.runtime.pipeline import UNREACHED, Carried, Pass, pipeline_of
+from service.runtime.pipeline import UNREACHED, Pass
+from service.runtime.plan import Carried, pipeline_of
 
 LATER = ExitPolicy((0.9,))
 

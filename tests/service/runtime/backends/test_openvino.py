@@ -14,7 +14,7 @@ from service.bundle.manifest import Tensor
 from service.errors import BackendUnavailable, GoldenMismatch, GraphMismatch, RunFailed, SettingsInvalid
 from service.runtime.backends import openvino
 from service.runtime.backends.onnxruntime import OnnxRuntimeSession
-from service.runtime.backends.openvino import OpenVinoSession, grid_shape, padded_feeds
+from service.runtime.backends.openvino import OpenVinoSession, grid_sizes, padded_feeds
 from service.runtime.backends.stage import Execution
 from service.runtime.encode import pad
 from service.runtime.student import Student
@@ -180,21 +180,26 @@ class TestBfloat16:
         assert openvino.has_bfloat16() in (True, False)
 
 
+def _grid(items: int, tokens: int, longest: int | None) -> tuple[int, int]:
+    sizes = grid_sizes({"B": items, "T": tokens}, longest_tokens=longest)
+    return sizes["B"], sizes["T"]
+
+
 class TestPadding:
     @given(st.integers(1, 3000), st.integers(1, 512), st.sampled_from([None, 64, 512]))
     def test_a_grid_shape_holds_the_batch_with_little_waste(self, items, tokens, longest):
-        n, length = grid_shape(items, tokens, longest_tokens=longest)
+        n, length = _grid(items, tokens, longest)
         assert items <= n < 1.5 * items + 1
         assert tokens <= length < max(1.25 * tokens, tokens + 4) + 1
         assert length <= max(tokens, longest or 1 << 30)
-        assert grid_shape(n, length, longest_tokens=longest) == (n, length)
+        assert _grid(n, length, longest) == (n, length)
 
     def test_the_grid_is_small(self):
-        shapes = {grid_shape(n, t, longest_tokens=64) for n in range(1, 65) for t in range(1, 65)}
+        shapes = {_grid(n, t, 64) for n in range(1, 65) for t in range(1, 65)}
         assert len(shapes) <= 160
 
     def test_sizes_beyond_the_grid_stay(self):
-        assert grid_shape(1 << 21, 9000) == (1 << 21, 9000)
+        assert _grid(1 << 21, 9000, None) == (1 << 21, 9000)
 
     def test_padding_masks_tokens_and_repeats_an_item(self):
         ids = np.arange(10).reshape(2, 5)
