@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
+from models.recipe.over_tokens import BilstmSettings, CnnSettings
 from models.recipe.parts import Count, Less, Part, Positive, Tokens
 
 Layers = tuple[Annotated[int, Field(ge=0)], ...]
@@ -165,11 +166,13 @@ def _architecture(value: Any) -> str:
 Student = Annotated[
     Annotated[EncoderSettings, Tag("<encoder>")]
     | Annotated[NgramSettings, Tag("<ngram>")]
-    | Annotated[CascadeSettings, Tag("<cascade>")],
+    | Annotated[CascadeSettings, Tag("<cascade>")]
+    | Annotated[BilstmSettings, Tag("<bilstm>")]
+    | Annotated[CnnSettings, Tag("<cnn>")],
     Discriminator(
         _architecture,
         custom_error_type="architecture",
-        custom_error_message="architecture must be one of encoder, ngram, cascade",
+        custom_error_message="architecture must be one of encoder, ngram, cascade, bilstm, cnn",
     ),
 ]
 """A classify student's shape, of any architecture."""

@@ -19,6 +19,7 @@ from models.errors import OfflineError, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import digest_of
 from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings
+from models.recipe.student import Student as StudentSettings
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.students.build import new_student
@@ -222,8 +223,8 @@ def inside_for(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed) -> In
     return inside_of(teacher, trimmed.kept_ids) if needs_inside(recipe.distil.objectives) else None
 
 
-def _table_factor(settings: EncoderSettings | NgramSettings | CascadeSettings) -> float:
-    """On the learning rate of n-gram rows; an encoder has none."""
+def _table_factor(settings: StudentSettings) -> float:
+    """On the learning rate of n-gram rows; other students have none."""
     if isinstance(settings, CascadeSettings):
         return settings.ngram.table_learning_rate_factor
     return settings.table_learning_rate_factor if isinstance(settings, NgramSettings) else 1.0

@@ -13,11 +13,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cascade import CascadeConfig, CascadeStudent
+from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, NgramStudent
 
-Student = EncoderStudent | NgramStudent | CascadeStudent
+Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
 
@@ -45,6 +47,8 @@ def tables_of(student: Student) -> tuple[Table, ...]:
     bag = student.ngram if isinstance(student, CascadeStudent) else student
     if isinstance(bag, NgramStudent):
         found.append(Table((bag.table,), sparse=True))
+    if isinstance(student, BilstmStudent | CnnStudent):
+        found.append(Table(tuple(student.tokens.parameters()), sparse=False))
     return tuple(found)
 
 
@@ -98,7 +102,13 @@ def load_student(folder: Path) -> Student:
     return student
 
 
-_NAMES: Mapping[type[nn.Module], str] = {EncoderStudent: "encoder", NgramStudent: "ngram", CascadeStudent: "cascade"}
+_NAMES: Mapping[type[nn.Module], str] = {
+    EncoderStudent: "encoder",
+    NgramStudent: "ngram",
+    CascadeStudent: "cascade",
+    BilstmStudent: "bilstm",
+    CnnStudent: "cnn",
+}
 
 
 def _of_shape(architecture: str, shape: Mapping[str, Any]) -> Student:
@@ -107,6 +117,10 @@ def _of_shape(architecture: str, shape: Mapping[str, Any]) -> Student:
     if architecture == "cascade":
         parts = NgramConfig(**_tuples(shape["ngram"])), EncoderConfig(**_tuples(shape["encoder"]))
         return CascadeStudent(CascadeConfig(*parts))
+    if architecture == "bilstm":
+        return BilstmStudent(BilstmConfig(**shape))
+    if architecture == "cnn":
+        return CnnStudent(CnnConfig(**_tuples(shape)))
     return EncoderStudent(EncoderConfig(**_tuples(shape)))
 
 

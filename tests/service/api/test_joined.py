@@ -66,7 +66,7 @@ async def test_the_query_is_joined_with_each_passage(app: Any) -> None:
 
 
 async def test_known_passages_are_read_once_and_answer_alike(app: Any) -> None:
-    hits, misses = ('understudy_cache_%s_total{model="split"}' % kind for kind in ("hits", "misses"))
+    hits, misses = (f'understudy_cache_{kind}_total{{model="split"}}' for kind in ("hits", "misses"))
     cold = await _rank(app)
     assert (await app.metric(hits), await app.metric(misses)) == (0, 5)
     warm = await _rank(app, [*PASSAGES, "good"])
