@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from models.students.split_ranker import SplitRanker
 from models.students.student import Student, tables_of
 from models.teachers.fit import Group
 
 
 def groups_of(
-    student: Student,
+    student: Student | SplitRanker,
     *,
     learning_rate: float,
     embedding_factor: float,

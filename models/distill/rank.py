@@ -12,9 +12,11 @@ from models.distill.groups import groups_of
 from models.recipe.rank import RankDistil
 from models.students.cross_encoder import score_pairs
 from models.students.encoder import EncoderStudent
+from models.students.split_ranker import SplitRanker
+from models.students.student import Ranker
 from models.teachers.cross_encoder import listwise_cross_entropy
 from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
-from models.teachers.pair_lists import PairLists, list_scores
+from models.teachers.pair_lists import PairLists, SplitLists, list_scores, split_list_scores
 from models.teachers.tokens import Indices, Padded, Tokens, batches_in_order_of_length
 
 # B lists, G passages of the longest list, N pairs
@@ -25,9 +27,12 @@ _CHECKPOINT_STEPS = 100  # a step over lists of paragraphs takes seconds
 
 @dataclass(frozen=True, slots=True)
 class RankTransfer:
-    """What a ranker learns from: lists in the student's tokens, and the teacher's raw scores, float32 [pairs]."""
+    """What a ranker learns from: lists in the student's tokens, and the teacher's raw scores, float32 [pairs].
 
-    lists: PairLists
+    Of a student that reads the texts apart, the lists are `SplitLists`.
+    """
+
+    lists: PairLists | SplitLists
     scores: npt.NDArray[np.float32]
 
 
@@ -88,7 +93,7 @@ def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, se
 
 
 def distil_ranker(
-    student: EncoderStudent,
+    student: Ranker,
     data: RankTransfer,
     settings: RankDistil,
     *,
@@ -116,15 +121,11 @@ def distil_ranker(
         seed=seed,
         checkpoint_steps=_CHECKPOINT_STEPS,
     )
-    lists = data.lists
-
-    def score(batch: Padded) -> Tensor:
-        with fast_matmul():
-            return score_pairs(student, batch)
+    lists = data.lists.passages if isinstance(data.lists, SplitLists) else data.lists
 
     def loss(rows: Indices) -> Tensor:
         theirs, grades = lists.table(rows, data.scores), lists.table(rows, lists.grades)
-        return rank_loss(list_scores(score, lists, rows), theirs, grades, lists.mask(rows), settings)
+        return rank_loss(_scores(student, data.lists, rows), theirs, grades, lists.mask(rows), settings)
 
     student.train()
     batches = all_batches(lists.lengths, settings=plan)
@@ -143,6 +144,32 @@ def distil_ranker(
         progress=progress,
     )
     student.eval()
+
+
+def _scores(student: Ranker, lists: PairLists | SplitLists, rows: Indices) -> Tensor:
+    """float32 [B, G]: the student's scores of the lists `rows`; gradients flow."""
+    if isinstance(student, SplitRanker):
+        assert isinstance(lists, SplitLists), "a split ranker learns from texts apart"
+        return _split_scores(student, lists, rows)
+    assert isinstance(lists, PairLists), "a cross-encoder learns from pairs as one sequence"
+
+    def score(batch: Padded) -> Tensor:
+        with fast_matmul():
+            return score_pairs(student, batch)
+
+    return list_scores(score, lists, rows)
+
+
+def _split_scores(student: SplitRanker, lists: SplitLists, rows: Indices) -> Tensor:
+    def read(batch: Padded) -> Tensor:
+        with fast_matmul():
+            return student.states(batch)
+
+    def join(asked: Tensor, mask: Tensor, passages: Padded) -> Tensor:
+        with fast_matmul():
+            return student.join(asked, mask, student.states(passages), passages.attention_mask)
+
+    return split_list_scores(read, join, lists, rows)
 
 
 def scores_of(student: EncoderStudent, tokens: Tokens) -> npt.NDArray[np.float32]:

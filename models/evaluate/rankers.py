@@ -31,8 +31,8 @@ def student_scores(student: Student, rankings: Sequence[Ranking], *, name: str =
         student: one that scores pairs, or one whose embeddings are compared.
         name: what the ranker is called; "": its precision.
     """
-    joint = student.manifest.pairs == "joint"
-    return Scored(name or student.precision, (_joint if joint else _separate)(student, rankings))
+    scores_pairs = student.manifest.exits[-1].output == "score"
+    return Scored(name or student.precision, (_joint if scores_pairs else _separate)(student, rankings))
 
 
 def _joint(student: Student, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:

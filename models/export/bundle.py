@@ -52,7 +52,7 @@ class BundleParts:
     """Everything a draft is made of.
 
     Attributes:
-        name, task, labels, max_tokens, pairs, space_id, embedding_dimensions: as in the manifest.
+        name, task, labels, max_tokens, pairs, requires, space_id, embedding_dimensions: as in the manifest.
         tokenizer_json: a Hugging Face tokenizer; its own padding and truncation are taken out.
         pad_id: the id that fills short rows.
         stages, exits: as in the manifest.
@@ -75,6 +75,7 @@ class BundleParts:
     labels: tuple[str, ...] = ()
     pad_id: int = 0
     pairs: Literal["none", "joint", "separate"] = "none"
+    requires: tuple[str, ...] = ()
     space_id: str | None = None
     embedding_dimensions: int | None = None
     golden_texts: Sequence[Text] = GOLDEN_TEXTS
@@ -188,6 +189,7 @@ def _manifest(directory: Path, parts: BundleParts) -> Manifest:
         labels=parts.labels,
         max_tokens=parts.max_tokens,
         pairs=parts.pairs,
+        requires=parts.requires,
         space_id=parts.space_id,
         embedding_dimensions=parts.embedding_dimensions,
         tokenizer=Tokenizer(pad_id=parts.pad_id),

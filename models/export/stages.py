@@ -188,9 +188,7 @@ def to_onnx(
     """
     lengths = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", STATES, "hidden", "state"), "T")
     lengths |= {"first": "Q", "first_mask": "Q", "second": "T", "second_mask": "T"}
-    open_dims = {
-        name: {0: "B", 1: lengths[name]} if name in lengths else {0: "B"} for name in (*inputs, *outputs)
-    }
+    open_dims = {name: {0: "B", 1: lengths[name]} if name in lengths else {0: "B"} for name in (*inputs, *outputs)}
     with warnings.catch_warnings():
         # subtle: the newer exporter needs another package and names parameters after positions; training for int8
         # finds its products again by the parameters' own names
@@ -274,9 +272,7 @@ def _run(path: Path, feeds: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any
         raise ParityFailed(f"{path.name}: does not run: {' '.join(str(error).split())[:200]}") from error
 
 
-def _difference(
-    wanted: npt.NDArray[Any], found: npt.NDArray[Any], tokens: npt.NDArray[np.bool_] | None
-) -> float:
+def _difference(wanted: npt.NDArray[Any], found: npt.NDArray[Any], tokens: npt.NDArray[np.bool_] | None) -> float:
     if wanted.shape != found.shape or wanted.dtype != found.dtype:
         return float("nan")
     if wanted.ndim == 3 and tokens is not None:

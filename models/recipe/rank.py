@@ -19,7 +19,7 @@ from models.recipe.parts import (
     Tokens,
     one_set,
 )
-from models.recipe.student import Layers, check_layers
+from models.recipe.student import Layers, check_layers, tagged
 from service.bundle.manifest import Name
 
 
@@ -206,6 +206,57 @@ class RankStudent(Part):
         return self
 
 
+class SplitRankerStudent(Part):
+    """Query and passage are read apart by `layers`, compressed to `state_width` int8 numbers a token, and joined by
+    `joined_layers`, which update the query's tokens alone. `max_tokens` is of each text.
+
+    With `teacher-layers`, `heads` and `joined_heads` are the largest of the teacher's, as wide as there.
+    """
+
+    architecture: Literal["split-ranker"]
+    layers: Count = 3
+    hidden: Count = 384
+    heads: Count = 6
+    feed_forward: Count = 384
+    activation: Literal["relu", "gelu"] = "gelu"
+    token_width: Count | None = None
+    state_width: Annotated[int, Field(ge=1, le=1024)] = 96
+    joined_layers: Count = 2
+    joined_heads: Count = 12
+    joined_feed_forward: Count = 768
+    head_width: Count = 128
+    embeddings: Literal["teacher-pca", "teacher", "random"] = "teacher"
+    initialise: Literal["random", "teacher-layers"] = "teacher-layers"
+    teacher_layers: Layers = (0, 1, 3)
+    joined_teacher_layers: Layers = (4, 5)
+    vocabulary: Literal["trimmed", "full"] = "trimmed"
+    vocabulary_min_count: Count = 1
+    max_tokens: Tokens = 256
+    dropout: Less = 0.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        check_layers(self)
+        if self.initialise == "teacher-layers":
+            if len(self.joined_teacher_layers) != self.joined_layers:
+                raise ValueError("joined_teacher_layers must name one teacher layer for each of the joined_layers")
+            return self
+        if self.hidden % self.heads or self.hidden % self.joined_heads:
+            raise ValueError("hidden must be a multiple of heads and of joined_heads")
+        return self
+
+
+RankShape = Annotated[
+    Annotated[RankStudent, Tag("<cross-encoder>")] | Annotated[SplitRankerStudent, Tag("<split-ranker>")],
+    Discriminator(
+        tagged("cross-encoder"),
+        custom_error_type="architecture",
+        custom_error_message="architecture must be one of cross-encoder, split-ranker",
+    ),
+]
+"""A rank student's shape, of either architecture."""
+
+
 class MarginMse(Part):
     """Squared difference of the margins between a list's best passage and its others."""
 
@@ -272,7 +323,7 @@ class RankRecipe(Recipe):
     task: Literal["rank"]
     data: RankData
     teacher: RankTeacher = RankTeacher()
-    student: RankStudent = RankStudent()
+    student: RankShape = RankStudent()
     distil: RankDistil
     gates: RankGates = RankGates()
 

@@ -1,6 +1,7 @@
 """The student's shape, one model an architecture; `architecture` says which, and an encoder is meant where it is not
 written."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
@@ -157,10 +158,15 @@ class CascadeSettings(Part):
         return self.encoder.max_tokens
 
 
-def _architecture(value: Any) -> str:
-    # subtle: the tags stand in the places of errors, where names in <> are left out
-    found = value.get("architecture", "encoder") if isinstance(value, dict) else getattr(value, "architecture", "")
-    return f"<{found}>"
+def tagged(default: str) -> Callable[[Any], str]:
+    """What tells a shape's model by its `architecture`, `default` where it is not written."""
+
+    def architecture(value: Any) -> str:
+        # subtle: the tags stand in the places of errors, where names in <> are left out
+        found = value.get("architecture", default) if isinstance(value, dict) else getattr(value, "architecture", "")
+        return f"<{found}>"
+
+    return architecture
 
 
 Student = Annotated[
@@ -170,7 +176,7 @@ Student = Annotated[
     | Annotated[BilstmSettings, Tag("<bilstm>")]
     | Annotated[CnnSettings, Tag("<cnn>")],
     Discriminator(
-        _architecture,
+        tagged("encoder"),
         custom_error_type="architecture",
         custom_error_message="architecture must be one of encoder, ngram, cascade, bilstm, cnn",
     ),

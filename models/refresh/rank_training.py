@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +17,21 @@ from models.data.rankings import RankSplits, digest_of_rankings
 from models.distill.rank import RankTransfer, distil_ranker
 from models.errors import TeacherInvalid
 from models.evaluate.ranking import Scores
-from models.recipe.rank import RankRecipe
+from models.recipe.rank import RankRecipe, RankStudent, SplitRankerStudent
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
 from models.students.cross_encoder import new_cross_encoder
 from models.students.encoder import EncoderConfig, EncoderStudent
-from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
+from models.students.split_ranker import SplitConfig, SplitRanker
+from models.students.split_start import Sample, new_split_ranker
+from models.students.student import Ranker
+from models.students.vocabulary import Text, Trimmed, trim_tokenizer, untrimmed
 from models.teachers.cross_encoder import GradedLists, cross_encoder, fine_tune_ranker
 from models.teachers.labels import label
-from models.teachers.pair_lists import pair_lists
+from models.teachers.pair_lists import PairLists, SplitLists, as_second, pair_lists, split_lists
 from models.teachers.teacher import MeanPooled, Teacher, load_teacher
+from models.teachers.tokens import Padded, Tokens, batches_in_order_of_length, tokenise
 
 TEACHER_STEP, STUDENT_STEP = 1, 1
 """Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
@@ -34,6 +39,7 @@ TEACHER_STEP, STUDENT_STEP = 1, 1
 _CHECKPOINT = "checkpoint.safetensors"
 _PROBE_PAIRS = 16
 _TRAINING_COST = 3.0
+_SAMPLE_TEXTS, _SAMPLE_BATCH = 160, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class TrainedRanker:
     """A trained student as it stands in its step's folder."""
 
     folder: Path
-    student: EncoderStudent
+    student: Ranker
     trimmed: Trimmed
 
 
@@ -150,23 +156,13 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
     }
 
     def make(folder: Path) -> None:
-        settings = recipe.student
         pairs = [pair for each in lists for pair in each.pairs]
         with run.reporter.step("labels") as progress:
             scores = label(teacher, pairs, directory=run.labels, progress=progress)[:, 0]
         ordered, theirs = _best_first(lists, scores)
-        trimmed = untrimmed(teacher.tokenizer_json)
-        if settings.vocabulary == "trimmed":
-            trimmed = trim_tokenizer(teacher.tokenizer_json, pairs, min_count=settings.vocabulary_min_count)
-        student = new_cross_encoder(
-            settings,
-            trimmed=trimmed,
-            state=teacher.encoder_state(),
-            teacher_heads=int(teacher.config.num_attention_heads),
-            seed=recipe.seed,
-        )
-        data = graded(ordered)
-        tokens = pair_lists(trimmed.tokenizer_json, data.pairs, data.grades, max_tokens=settings.max_tokens)
+        trimmed = _trimmed(recipe.student, teacher, pairs)
+        student = _new_student(recipe, teacher, trimmed, lists)
+        tokens = _in_lists(recipe.student, trimmed, graded(ordered))
         with run.reporter.step("student") as progress, diverging():
             distil_ranker(
                 student,
@@ -182,6 +178,48 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
     return load_ranker(run.cache.run("ranker", inputs, make))
 
 
+def _trimmed(settings: RankStudent | SplitRankerStudent, teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> Trimmed:
+    """The student's vocabulary. Where texts are read apart, each counts once, however many lists it is in."""
+    if settings.vocabulary == "full":
+        return untrimmed(teacher.tokenizer_json)
+    texts: Sequence[Text] = pairs
+    if isinstance(settings, SplitRankerStudent):
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+    return trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
+
+
+def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, lists: Sequence[Ranking]) -> Ranker:
+    settings, state, heads = recipe.student, teacher.encoder_state(), int(teacher.config.num_attention_heads)
+    if isinstance(settings, SplitRankerStudent):
+        sample = _sample(lists, trimmed, max_tokens=settings.max_tokens)
+        return new_split_ranker(
+            settings, trimmed=trimmed, state=state, teacher_heads=heads, sample=sample, seed=recipe.seed
+        )
+    return new_cross_encoder(settings, trimmed=trimmed, state=state, teacher_heads=heads, seed=recipe.seed)
+
+
+def _in_lists(
+    settings: RankStudent | SplitRankerStudent, trimmed: Trimmed, data: GradedLists
+) -> PairLists | SplitLists:
+    """The lists in the student's tokens, as it reads them."""
+    read = split_lists if isinstance(settings, SplitRankerStudent) else pair_lists
+    return read(trimmed.tokenizer_json, data.pairs, data.grades, max_tokens=settings.max_tokens)
+
+
+def _sample(lists: Sequence[Ranking], trimmed: Trimmed, *, max_tokens: int) -> Sample:
+    """Evenly spread queries and passages of the lists, in the student's ids."""
+    chosen = lists[:: max(1, len(lists) // _SAMPLE_TEXTS)][:_SAMPLE_TEXTS]
+    queries, passages = (
+        tokenise(trimmed.tokenizer_json, texts, max_tokens=max_tokens)
+        for texts in ([each.query for each in chosen], [each.passages[0] for each in chosen])
+    )
+    return Sample(_batches(queries), _batches(as_second(passages)))
+
+
+def _batches(tokens: Tokens) -> tuple[Padded, ...]:
+    return tuple(tokens.padded(rows) for rows in batches_in_order_of_length(tokens.lengths, batch_items=_SAMPLE_BATCH))
+
+
 def _best_first(lists: Sequence[Ranking], scores: Scores) -> tuple[list[Ranking], Scores]:
     """The lists by grade, then by the teacher's score, falling; and the scores in that order."""
     ordered, theirs, begin = [], [], 0
@@ -195,7 +233,7 @@ def _best_first(lists: Sequence[Ranking], scores: Scores) -> tuple[list[Ranking]
     return ordered, np.concatenate(theirs)
 
 
-def _save(folder: Path, student: EncoderStudent, trimmed: Trimmed) -> None:
+def _save(folder: Path, student: Ranker, trimmed: Trimmed) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(state, folder / "student.safetensors")
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
@@ -205,11 +243,20 @@ def _save(folder: Path, student: EncoderStudent, trimmed: Trimmed) -> None:
 
 def load_ranker(folder: Path) -> TrainedRanker:
     """The student that `make_ranker` left in its step's folder."""
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
+    student = _of_shape(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     student.load_state_dict(load_file(folder / "student.safetensors"))
     trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
     return TrainedRanker(folder, student.eval(), trimmed)
+
+
+def _of_shape(fields: Mapping[str, Any]) -> Ranker:
+    if "lower" in fields:
+        return SplitRanker(SplitConfig(**{**fields, "lower": _encoder_config(fields["lower"])}))
+    return EncoderStudent(_encoder_config(fields))
+
+
+def _encoder_config(fields: Mapping[str, Any]) -> EncoderConfig:
+    return EncoderConfig(**{**fields, "exits": tuple(fields["exits"])})
 
 
 def cost_lines(run: RankRun) -> tuple[str, ...]:

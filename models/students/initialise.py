@@ -1,6 +1,6 @@
 """What a student starts from: the teacher's token embeddings (all, or their principal parts) and its layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,20 +146,36 @@ def from_teacher_layers(
         teacher_heads: the teacher's number of heads; None: the student's.
     Raises: RecipeInvalid: another width, no such layer, more heads or neurons than the teacher's, or wider ones.
     """
-    for place, number in enumerate(layers):
+    copy_layers(student.layers, state, layers, teacher_heads=teacher_heads)
+
+
+def copy_layers(
+    into: Iterable[nn.Module],
+    state: Mapping[str, Tensor],
+    layers: Sequence[int],
+    *,
+    teacher_heads: int | None = None,
+    keys: str = "student.",
+) -> None:
+    """The same for layers that are no encoder's own.
+
+    Args:
+        into: each a `Layer`.
+        keys: what the recipe's keys of these layers begin with, for errors.
+    """
+    for layer, number in zip(into, layers, strict=True):
+        assert isinstance(layer, Layer)
         prefix = f"encoder.layer.{number}."
         if f"{prefix}{_NAMES['query']}.weight" not in state:
-            raise RecipeInvalid(f"student.teacher_layers: the teacher has no layer {number}")
-        if state[f"{prefix}{_NAMES['query']}.weight"].shape[0] != student.config.hidden:
+            raise RecipeInvalid(f"{keys}teacher_layers: the teacher has no layer {number}")
+        if state[f"{prefix}{_NAMES['query']}.weight"].shape[0] != layer.query.in_features:
             raise RecipeInvalid("student.initialise: teacher-layers needs student.hidden to be the teacher's")
-        layer = student.layers[place]
-        assert isinstance(layer, Layer)
         with torch.no_grad():
-            _copy_layer(layer, state, prefix, teacher_heads=teacher_heads or layer.heads)
+            _copy_layer(layer, state, prefix, teacher_heads=teacher_heads or layer.heads, keys=keys)
 
 
-def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teacher_heads: int) -> None:
-    rows = _largest_heads(layer, state, prefix, teacher_heads)
+def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teacher_heads: int, keys: str) -> None:
+    rows = _largest_heads(layer, state, prefix, teacher_heads, keys=keys)
     for ours, theirs in _NAMES.items():
         if ours.endswith("norm"):
             _copy_norm(layer.get_submodule(ours), state, prefix + theirs)
@@ -171,7 +187,7 @@ def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teach
         part.bias.copy_(bias if ours == "output" else bias[rows])
     up, down = state[f"{prefix}intermediate.dense.weight"], state[f"{prefix}output.dense.weight"]
     if layer.up.out_features > len(up):
-        raise RecipeInvalid(f"student.feed_forward: more than the teacher's {len(up)}")
+        raise RecipeInvalid(f"{keys}feed_forward: more than the teacher's {len(up)}")
     kept = (up.norm(dim=1) * down.norm(dim=0)).topk(layer.up.out_features).indices.sort().values
     layer.up.weight.copy_(up[kept])
     layer.up.bias.copy_(state[f"{prefix}intermediate.dense.bias"][kept])
@@ -179,13 +195,13 @@ def _copy_layer(layer: Layer, state: Mapping[str, Tensor], prefix: str, *, teach
     layer.down.bias.copy_(state[f"{prefix}output.dense.bias"])
 
 
-def _largest_heads(layer: Layer, state: Mapping[str, Tensor], prefix: str, teacher_heads: int) -> Tensor:
+def _largest_heads(layer: Layer, state: Mapping[str, Tensor], prefix: str, teacher_heads: int, *, keys: str) -> Tensor:
     """int64 [A]: rows of the teacher's heads that are kept, those whose values reach the output with most weight."""
     value, output = state[f"{prefix}{_NAMES['value']}.weight"], state[f"{prefix}{_NAMES['output']}.weight"]
     width = len(value) // teacher_heads
     if width != layer.width or layer.heads > teacher_heads:
         raise RecipeInvalid(
-            f"student.heads: {layer.heads} of width {layer.width} from the teacher's {teacher_heads} of width {width}; "
+            f"{keys}heads: {layer.heads} of width {layer.width} from the teacher's {teacher_heads} of width {width}; "
             "heads copied from a teacher are as wide as its own, and no more of them"
         )
     sizes = (value.norm(dim=1) * output.norm(dim=0)).reshape(teacher_heads, width).sum(1)

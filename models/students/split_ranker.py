@@ -31,6 +31,9 @@ from models.teachers.tokens import Padded
 LEVELS = 127
 """A state's numbers are whole multiples of 1/127 in [-1, 1]; what is stored is the multiple, int8."""
 
+READS_LEVELS = "query_expansion.weight"
+"""The one weight that multiplies stored levels, by its name in the graph."""
+
 
 @dataclass(frozen=True, slots=True)
 class SplitConfig:
@@ -160,9 +163,7 @@ def passage_of(layer: Layer, expansion: nn.Linear, *, scale: float) -> Passage:
     key, value = (part.weight @ expansion.weight / scale for part in (layer.key, layer.value))
     biases = (part.weight @ expansion.bias + part.bias for part in (layer.key, layer.value))
     key_bias, value_bias = (bias.reshape(shape) for bias in biases)
-    return Passage(
-        key.reshape(shape), key_bias, value.reshape(shape).transpose(1, 2), value_bias.transpose(1, 2)
-    )
+    return Passage(key.reshape(shape), key_bias, value.reshape(shape).transpose(1, 2), value_bias.transpose(1, 2))
 
 
 def _joined(
@@ -181,7 +182,8 @@ def _joined(
     flat = hidden.reshape(-1, shape[-1])
     for layer, passage in zip(layers, passages, strict=True):
         flat = _join(layer, passage, flat, second, bias, tokens=first_mask.shape[1])
-    return head(flat.reshape(shape), first_mask)
+    scores: Tensor = head(flat.reshape(shape), first_mask)
+    return scores
 
 
 def _join(layer: Layer, passage: Passage, flat: Tensor, second: Tensor, bias: Tensor, *, tokens: int) -> Tensor:
@@ -231,7 +233,8 @@ def _join(layer: Layer, passage: Passage, flat: Tensor, second: Tensor, bias: Te
 def _by_head(values: Tensor, heads: int, tokens: int) -> Tensor:
     """float [N, B*Q, ...] of [B, N*Q, ...]."""
     width = values.shape[-1]
-    return values.reshape(-1, heads, tokens, width).transpose(0, 1).reshape(heads, -1, width)
+    rows: Tensor = values.reshape(-1, heads, tokens, width).transpose(0, 1).reshape(heads, -1, width)
+    return rows
 
 
 class ApartStage(nn.Module):

@@ -18,8 +18,11 @@ from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, NgramStudent
+from models.students.split_ranker import SplitRanker
 
 Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent
+Ranker = EncoderStudent | SplitRanker
+"""What scores pairs: both texts as one sequence, or apart and then joined."""
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
 
@@ -32,14 +35,16 @@ class Table:
     sparse: bool
 
 
-def encoder_of(student: Student) -> EncoderStudent | None:
-    """The transformer in it, or None."""
+def encoder_of(student: Student | SplitRanker) -> EncoderStudent | None:
+    """The transformer that reads ids in it, or None."""
     if isinstance(student, CascadeStudent):
         return student.encoder
+    if isinstance(student, SplitRanker):
+        return student.lower
     return student if isinstance(student, EncoderStudent) else None
 
 
-def tables_of(student: Student) -> tuple[Table, ...]:
+def tables_of(student: Student | SplitRanker) -> tuple[Table, ...]:
     """Its tables, which train at rates of their own."""
     found: list[Table] = []
     if (encoder := encoder_of(student)) is not None:

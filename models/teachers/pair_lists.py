@@ -4,7 +4,7 @@ L lists, G passages of the longest list of a batch, P pairs, B lists of a batch,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,12 @@ CHUNK_TOKENS = 4096
 
 Scorer = Callable[[Padded], Tensor]
 """float [P] of a batch of pairs."""
+
+Reader = Callable[[Padded], Tensor]
+"""What a batch of texts alone gives, float [B, T, S]."""
+
+Joiner = Callable[[Tensor, Tensor, Padded], Tensor]
+"""float [P] of what P queries gave, float [P, Q, S], its mask, int64 [P, Q], and their passages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,55 @@ def pair_lists(
     return PairLists(tokens, starts, np.array([grade for each in grades for grade in each], np.float32))
 
 
+@dataclass(frozen=True, slots=True)
+class SplitLists:
+    """L lists of a query and its passages, read apart.
+
+    `passages`: the lists, of the passages' tokens alone, types 1. `queries`: the tokens of the L queries, types 0.
+    """
+
+    passages: PairLists
+    queries: Tokens
+
+
+def split_lists(
+    tokenizer_json: bytes, lists: Sequence[Sequence[Text]], grades: Sequence[Sequence[float]], *, max_tokens: int
+) -> SplitLists:
+    """Tokenise lists of pairs, each text by itself; the pairs of a list have one query.
+
+    Args: as of `pair_lists`; `max_tokens` of each text.
+    """
+    apart = [[pair[1] for pair in each] for each in lists]
+    passages = pair_lists(tokenizer_json, apart, grades, max_tokens=max_tokens)
+    queries = tokenise(tokenizer_json, [each[0][0] for each in lists], max_tokens=max_tokens)
+    return SplitLists(replace(passages, tokens=as_second(passages.tokens)), queries)
+
+
+def as_second(tokens: Tokens) -> Tokens:
+    """Texts as the second ones of pairs that are read apart: every type is 1."""
+    return replace(tokens, types=np.ones_like(tokens.types))
+
+
+def split_list_scores(read: Reader, join: Joiner, lists: SplitLists, rows: Indices) -> Tensor:
+    """float [B, G]: the scores of the lists `rows`, 0 where a list has ended; gradients flow.
+
+    Args:
+        read: run once on the lists' queries, which is not done again for each passage.
+        join: run on chunks of passages in order of length, with the queries' states.
+    """
+    pairs, mask = lists.passages.pairs_of(rows), lists.passages.mask(rows)
+    asked = lists.queries.padded(rows)
+    states, query_of = read(asked), mask.nonzero()[:, 0]
+    lengths = lists.passages.tokens.lengths[pairs]
+    order = np.argsort(lengths, kind="stable")
+    parts = []
+    for chunk in _chunks(lengths, order):
+        mine = query_of[torch.from_numpy(chunk)]
+        passages = lists.passages.tokens.padded(pairs[chunk])
+        parts.append(join(states[mine], asked.attention_mask[mine], passages).float())
+    return _as_table(torch.cat(parts), order, mask)
+
+
 def list_scores(score: Scorer, lists: PairLists, rows: Indices) -> Tensor:
     """float32 [B, G]: the scores of the lists `rows`, 0 where a list has ended; gradients flow.
 
@@ -80,7 +135,12 @@ def list_scores(score: Scorer, lists: PairLists, rows: Indices) -> Tensor:
     pairs, mask = lists.pairs_of(rows), lists.mask(rows)
     order = np.argsort(lists.tokens.lengths[pairs], kind="stable")
     parts = [score(lists.tokens.padded(pairs[chunk])).float() for chunk in _chunks(lists.tokens.lengths[pairs], order)]
-    flat = torch.cat(parts)[torch.from_numpy(np.argsort(order, kind="stable"))]
+    return _as_table(torch.cat(parts), order, mask)
+
+
+def _as_table(scores: Tensor, order: Indices, mask: Tensor) -> Tensor:
+    """float [B, G] of the scores float [P] of the pairs in `order`."""
+    flat = scores[torch.from_numpy(np.argsort(order, kind="stable"))]
     return torch.zeros(mask.shape).masked_scatter(mask, flat)
 
 

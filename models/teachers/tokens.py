@@ -50,6 +50,15 @@ class Tokens:
         ids[mask], types[mask] = self.ids[flat], self.types[flat]
         return Padded(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64)), torch.from_numpy(types))
 
+    def feeds(self, rows: Sequence[int] | Indices) -> dict[str, Indices]:
+        """The same as a graph reads them, int64 [B, T] by name."""
+        padded = self.padded(rows)
+        return {
+            "input_ids": padded.input_ids.numpy(),
+            "attention_mask": padded.attention_mask.numpy(),
+            "token_type_ids": padded.token_type_ids.numpy(),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Padded:
@@ -103,17 +112,7 @@ def batches_in_order_of_length(lengths: Indices, *, batch_items: int) -> list[In
 
 def feeds_in_order_of_length(tokens: Tokens, *, batch_items: int) -> list[dict[str, Indices]]:
     """Padded batches of all texts as a graph reads them, the least padding: for the ranges of int8."""
-    batches = []
-    for rows in batches_in_order_of_length(tokens.lengths, batch_items=batch_items):
-        padded = tokens.padded(rows)
-        batches.append(
-            {
-                "input_ids": padded.input_ids.numpy(),
-                "attention_mask": padded.attention_mask.numpy(),
-                "token_type_ids": padded.token_type_ids.numpy(),
-            }
-        )
-    return batches
+    return [tokens.feeds(rows) for rows in batches_in_order_of_length(tokens.lengths, batch_items=batch_items)]
 
 
 def shuffled_batches(lengths: Indices, *, batch_items: int, seed: int, epoch: int) -> list[Indices]:
