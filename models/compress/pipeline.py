@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
 from models.compress.int8 import Int8Settings, quantise_static
 from models.compress.ranges import Feeds, Range
 from models.compress.receipt import Receipt, make_receipt
+from models.compress.recurrent import round_recurrent
 from service.bundle.manifest import Stage
 from service.bundle.sources import SIDES, is_sided
 
@@ -114,6 +116,7 @@ def quantise_stages(
         ]
         ranges = None if trained is None else trained[stage.id]
         quantise_static(fp32[stage.id], int8[stage.id], feeds=feeds, settings=settings, ranges=ranges)
+        _round_recurrent(int8[stage.id])
         runner = StageRunner([stage], int8)
         known = [runner(batch) for batch in known]
     return make_receipt(
@@ -124,6 +127,13 @@ def quantise_stages(
         outputs_after=final_outputs(stages, int8, batches),
         labels="logits" in stages[-1].outputs,
     )
+
+
+def _round_recurrent(path: Path) -> None:
+    """What of a graph no integer kernel multiplies, and is stored as int8 all the same."""
+    model = onnx.load(path)
+    if any(node.op_type == "LSTM" for node in model.graph.node):
+        onnx.save(round_recurrent(model), path)
 
 
 def _session(path: Path) -> Any:

@@ -6,7 +6,7 @@ runtime computes once, when it loads the graph. Rounded are the weights; activat
 H states of a direction, N inputs.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ from models.compress.token_table import quantise_rows
 
 _WEIGHTS: Final = (1, 2)
 """Which inputs of the operator are weights: of what it reads, float32 [2, 4H, N], and of its states, [2, 4H, H]."""
-
-_LARGEST: Final = 1_000.0
-"""No trained weight is larger; columns of weights that are set (to close gates on padding) stay as they are."""
 
 
 def round_recurrent(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -51,25 +48,15 @@ def round_recurrent(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _restored(graph: onnx.GraphProto, name: str, weight: npt.NDArray[np.float32]) -> list[onnx.NodeProto]:
-    """Nodes that write the weight as its levels give it back; columns that are set come last, as they are."""
-    is_set = np.abs(weight).max(axis=(0, 1)) > _LARGEST
-    kept = int(np.argmax(is_set)) if is_set.any() else weight.shape[-1]
-    rows = quantise_rows(weight[..., :kept].reshape(-1, kept))
-    parts: dict[str, npt.NDArray[Any]] = {
-        "levels": rows.levels.reshape(*weight.shape[:2], kept),
-        "scales": rows.scales.reshape(*weight.shape[:2], 1),
-        "set": weight[..., kept:],
-    }
-    names = {part: f"{name}/int8/{part}" for part in parts}
-    graph.initializer.extend(numpy_helper.from_array(value, names[part]) for part, value in parts.items() if value.size)
-    floats, product, whole = (f"{name}/int8/{part}" for part in ("floats", "product", "whole"))
-    nodes = [
-        helper.make_node("Cast", [names["levels"]], [floats], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [floats, names["scales"]], [product]),
+    """Nodes that write the weight as its levels give it back."""
+    rows = quantise_rows(weight.reshape(-1, weight.shape[-1]))
+    levels, scales, floats, product = (f"{name}/int8/{part}" for part in ("levels", "scales", "floats", "product"))
+    graph.initializer.append(numpy_helper.from_array(rows.levels.reshape(weight.shape), levels))
+    graph.initializer.append(numpy_helper.from_array(rows.scales.reshape(*weight.shape[:-1], 1), scales))
+    return [
+        helper.make_node("Cast", [levels], [floats], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [floats, scales], [product]),
     ]
-    if kept < weight.shape[-1]:
-        nodes.append(helper.make_node("Concat", [product, names["set"]], [whole], axis=2))
-    return nodes
 
 
 def _drop_constants(graph: onnx.GraphProto) -> None:

@@ -13,7 +13,7 @@ from models.compress.pipeline import quantise_stages
 from models.compress.products import constants
 from models.compress.recurrent import round_recurrent
 from models.export.stages import ExportedStage, export_stages
-from models.students.bilstm import CLOSED, BilstmConfig, BilstmStudent
+from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cnn import CnnConfig, CnnStudent
 
 CONFIG = BilstmConfig(vocabulary=60, width=4, token_width=32, states=24, head_width=16, max_tokens=12)
@@ -47,15 +47,12 @@ def test_the_answers_stay_near(exported: ExportedStage):
     assert 0 < np.abs(before - after).max() < 0.02 * np.abs(before).max()
 
 
-def test_the_weights_take_a_quarter_and_those_that_close_gates_stay(exported: ExportedStage):
+def test_the_weights_take_a_quarter(exported: ExportedStage):
     model = onnx.load(exported.path)
     smaller = round_recurrent(model)
-    of_input, of_states = 2 * 4 * 24 * 32, 2 * 4 * 24 * 24
+    of_input, of_states = 2 * 4 * 24 * 33, 2 * 4 * 24 * 24
     saved = len(model.SerializeToString()) - len(smaller.SerializeToString())
     assert saved > 0.9 * (3 * (of_input + of_states) - 2 * 2 * 4 * 24 * 4)
-    (closing,) = (value for name, value in constants(smaller.graph).items() if name.endswith("/set"))
-    assert closing.shape == (2, 96, 1)
-    assert set(np.unique(closing)) == {CLOSED, 0.0}
 
 
 def test_padding_still_changes_nothing(exported: ExportedStage):
