@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.data.lexical import Lexical
 from models.data.rank_sets import Ranking
-from models.evaluate.ranking import Scored, Scores
+from models.evaluate.ranking import Scored, Scores, order_of
 from models.teachers.fit import Progress
 from models.teachers.labels import label
 from models.teachers.teacher import Teacher
@@ -20,6 +20,8 @@ from service.runtime.student import Student, batches_by_length
 
 _BATCH_ITEMS = 32
 _SCORED_AT_ONCE = 20_000
+FUSION = 60
+"""The constant of the paper on reciprocal rank fusion."""
 
 GIVEN, BM25, BI_ENCODER, TEACHER = "given", "bm25", "bi-encoder", "teacher"
 
@@ -79,6 +81,27 @@ def bm25_order(rankings: Sequence[Ranking]) -> Scored:
     places = _places(rankings)
     index = Lexical(list(places))
     return Scored(BM25, _by_query(rankings, lambda ranking: index.scores(ranking.query), places))
+
+
+def embedder_order(student: Student, rankings: Sequence[Ranking]) -> Scored:
+    """The cosine of an embed student's query and passage, called by its name."""
+    return Scored(student.manifest.name, _separate(student, rankings))
+
+
+def fused(first: Scored, second: Scored, *, constant: int = FUSION) -> Scored:
+    """Two rankers' orders as one: of each passage the sum of 1 / (`constant` + its place, from 1).
+
+    Source: Cormack, Clarke & Büttcher 2009 (reciprocal rank fusion), doi:10.1145/1571941.1572114.
+    """
+    both = zip(first.scores, second.scores, strict=True)
+    scores = tuple(_reciprocal(ours, constant) + _reciprocal(theirs, constant) for ours, theirs in both)
+    return Scored(f"{first.ranker} + {second.ranker}", scores)
+
+
+def _reciprocal(scores: Scores, constant: int) -> Scores:
+    places = np.empty(len(scores), np.float32)
+    places[order_of(scores)] = np.arange(1, len(scores) + 1)
+    return np.asarray(1 / (constant + places), np.float32)
 
 
 def bi_encoder_order(teacher: Teacher, rankings: Sequence[Ranking]) -> Scored:
