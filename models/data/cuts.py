@@ -15,7 +15,7 @@ held-out text's is in no split.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -128,6 +128,16 @@ def split_sources(splits: Splits) -> tuple[DataSource, ...]:
 def _of_role(sources: Sequence[DataSource], role: str) -> list[DataSource]:
     """The files of a role, one or several."""
     return [source for source in sources if source.role.split(" ")[0] == role]
+
+
+def without(splits: Splits, dropped: Collection[tuple[str, int]], note: str) -> Splits:
+    """The splits without some rows of train, named by file and line, and with a note about it.
+
+    Invariant: the held-out splits and the labels stay.
+    """
+    train = tuple(row for row in splits.train if (row.file, row.line) not in dropped)
+    digests = splits.digests | {"train": _digest(train)}
+    return replace(splits, train=train, digests=digests, notes=(*splits.notes, note))
 
 
 def place_of(group: str) -> float:
@@ -272,7 +282,7 @@ def _cut(rows: list[Row], data: Data, notes: list[str]) -> dict[str, list[Row]]:
     may_hold_out = _whole(rows, notes) if data.parts == "substrings" else lambda row: True
     cut: dict[str, list[Row]] = {"train": [], "dev": [], "calibration": [], "gate": []}
     for row in rows:
-        cut[split_at(place_of(_family(row, data)), data) if may_hold_out(row) else "train"].append(row)
+        cut[split_at(place_of(family_of(row, data)), data) if may_hold_out(row) else "train"].append(row)
     held_out = [row for split in ("dev", "calibration", "gate") for row in cut[split]]
     if data.parts == "substrings":
         cut["train"] = _without_parts(cut["train"], held_out, notes)
@@ -288,7 +298,7 @@ def _cut(rows: list[Row], data: Data, notes: list[str]) -> dict[str, list[Row]]:
     return cut
 
 
-def _family(row: Row, data: Data) -> str:
+def family_of(row: Row, data: Data) -> str:
     """The key of what is cut together: rows of the same words or, of pairs, of the same first text."""
     return group_key(Row(row.text) if data.parts == "first-text" else row)
 

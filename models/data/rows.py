@@ -61,6 +61,11 @@ def text_of(row: Row) -> str | tuple[str, str]:
     return row.text if row.text_pair is None else (row.text, row.text_pair)
 
 
+def joined(row: Row) -> str:
+    """A row as one text, for a model of words: a pair's texts one after the other."""
+    return row.text if row.text_pair is None else f"{row.text} {row.text_pair}"
+
+
 def normalised(text: str) -> str:
     """`text` as NFKC, case folded, each run of whitespace as one space.
 

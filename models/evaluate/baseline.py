@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -43,18 +45,50 @@ def tfidf_answers(
         asked: sets of texts.
     Returns: for each set its texts' labels; the most frequent label everywhere, where no word is in two texts.
     """
+    fitted = _fitted(texts, labels)
+    if fitted is None:
+        most = Counter(labels).most_common(1)[0][0]
+        return tuple((most,) * len(part) for part in asked)
+    vectors, model = fitted
+    return tuple(tuple(str(answer) for answer in model.predict(vectors.transform(part))) for part in asked)
+
+
+def tfidf_probabilities(
+    texts: Sequence[str], labels: Sequence[str], asked: Sequence[str], *, names: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    """Fit on labelled texts, and say how likely each label of others is.
+
+    Args:
+        texts, labels: the N training rows, of two labels or more.
+        asked: M texts.
+        names: the C labels, in the order of the columns.
+    Returns: float64 [M, C], rows summing to 1; 0 for labels that no training row has; the labels' shares of the
+        training rows, where no word is in two texts.
+    """
+    fitted = _fitted(texts, labels)
+    if fitted is None:
+        counts = Counter(labels)
+        shares = np.array([counts[name] for name in names]) / len(labels)
+        return np.tile(shares, (len(asked), 1))
+    vectors, model = fitted
+    found = np.zeros((len(asked), len(names)))
+    found[:, [names.index(str(name)) for name in model.classes_]] = model.predict_proba(vectors.transform(asked))
+    return found
+
+
+def _fitted(texts: Sequence[str], labels: Sequence[str]) -> tuple[TfidfVectorizer, LogisticRegression] | None:
+    """None: no word is in two texts."""
     vectors = TfidfVectorizer(ngram_range=NGRAMS, min_df=LEAST_TEXTS, sublinear_tf=True, strip_accents="unicode")
     try:
         known = vectors.fit_transform(texts)
     except ValueError:  # scikit-learn's word for an empty vocabulary
-        most = Counter(labels).most_common(1)[0][0]
-        return tuple((most,) * len(part) for part in asked)
+        return None
     model = LogisticRegression(C=INVERSE_DECAY, max_iter=MOST_ROUNDS)
     with warnings.catch_warnings():
         # a baseline that stopped a little early is one all the same
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(known, list(labels))
-    return tuple(tuple(str(answer) for answer in model.predict(vectors.transform(part))) for part in asked)
+    return vectors, model
 
 
 def baseline_quality(answers: Sequence[str], rows: EvaluationRows, *, names: Sequence[str]) -> BaselineQuality:

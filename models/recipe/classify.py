@@ -25,6 +25,16 @@ from models.recipe.student import EncoderSettings, Student
 from service.bundle.manifest import Confidence, Name
 
 
+class LabelChecks(Part):
+    """Whether train is searched for rows whose label is likely wrong, by confident learning over `folds` parts of it.
+
+    `report` lists them; `drop` trains without them too.
+    """
+
+    action: Literal["report", "drop"] = "report"
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+
+
 class Data(Part):
     """Which rows go where; a role may have several files. `parts: substrings` says that rows which are parts of a
     longer row move with it; `first-text`, that pairs with the same first text are cut together. The teacher labels the
@@ -40,6 +50,15 @@ class Data(Part):
     allowed_overlap: Share = 0.01
     licence: str = "not stated"
     population: str = ""
+    label_issues: LabelChecks | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_checks(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # subtle: a recipe that does not use this key keeps the digest it had before there was one
+        found: dict[str, Any] = plainly(self)
+        if self.label_issues is None:
+            found.pop("label_issues", None)
+        return found
 
     @model_validator(mode="after")
     def _cuts_are_apart(self) -> Self:

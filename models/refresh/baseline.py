@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sklearn
 
-from models.data.rows import Row
+from models.data.rows import Row, joined
 from models.evaluate.baseline import (
     INVERSE_DECAY,
     LEAST_TEXTS,
@@ -46,8 +46,7 @@ def baseline_answers(run: Run) -> Mapping[str, tuple[str, ...]]:
 
 
 def _words(rows: Sequence[Row]) -> list[str]:
-    """The rows' texts; those of a pair one after the other."""
-    return [row.text if row.text_pair is None else f"{row.text} {row.text_pair}" for row in rows]
+    return [joined(row) for row in rows]
 
 
 def baseline_on(run: Run, split: str, rows: EvaluationRows) -> BaselineQuality:

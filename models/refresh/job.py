@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from models.data.cuts import prepare, split_sources
+from models.data.cuts import Splits, prepare, split_sources
 from models.errors import RecipeInvalid
 from models.evaluate.by_file import FileQuality, by_file
 from models.evaluate.quality import StudentQuality, quality_for_manifest
@@ -20,6 +20,7 @@ from models.refresh.baseline import baseline_on
 from models.refresh.cache import StepCache
 from models.refresh.drafted import Drafted
 from models.refresh.gating import pass_gates
+from models.refresh.label_checks import check_labels
 from models.refresh.packing import Draft, Transfer, make_draft
 from models.refresh.progress import Reporter
 from models.refresh.proving import (
@@ -111,7 +112,16 @@ def _copy_to(run: Run, teacher: Teacher, candidate: _Candidate, folder: Path) ->
 
 
 def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
-    """Read and cut the data.
+    """Read and cut the data, and check its labels where the recipe says so (a cached step).
+
+    Raises: as `read` does.
+    """
+    splits = check_labels(recipe, read(recipe, reporter), cache, reporter)
+    return Run(recipe, splits, cache, reporter)
+
+
+def read(recipe: ClassifyRecipe, reporter: Reporter) -> Splits:
+    """Read and cut the data, and say what they hold.
 
     Raises: RecipeInvalid: not a classify recipe; BackendRefused: `exits.backends`; and as `prepare` does.
     """
@@ -124,7 +134,7 @@ def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
     reporter.say("data: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()))
     for note in splits.notes:
         reporter.say(f"data: {note}")
-    return Run(recipe, splits, cache, reporter)
+    return splits
 
 
 def _tell_teacher(run: Run, teacher: Teacher) -> None:

@@ -21,7 +21,7 @@ def check(recipe: Recipe, cache: StepCache, reporter: Reporter) -> None:
     elif isinstance(recipe, RankRecipe):
         check_rank(recipe, cache, reporter)
     else:
-        job.start(classify_recipe(recipe), cache, reporter)
+        job.read(classify_recipe(recipe), reporter)
 
 
 def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int, reporter: Reporter) -> Published:
