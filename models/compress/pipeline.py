@@ -15,7 +15,7 @@ import onnxruntime
 from models.compress.int8 import Int8Settings, quantise_static
 from models.compress.ranges import Feeds, Range
 from models.compress.receipt import Receipt, make_receipt
-from models.compress.recurrent import round_recurrent
+from models.compress.stored import store_weights
 from service.bundle.manifest import Stage
 from service.bundle.sources import SIDES, is_sided
 
@@ -116,7 +116,7 @@ def quantise_stages(
         ]
         ranges = None if trained is None else trained[stage.id]
         quantise_static(fp32[stage.id], int8[stage.id], feeds=feeds, settings=settings, ranges=ranges)
-        _round_recurrent(int8[stage.id])
+        _store_recurrent(int8[stage.id])
         runner = StageRunner([stage], int8)
         known = [runner(batch) for batch in known]
     return make_receipt(
@@ -129,11 +129,11 @@ def quantise_stages(
     )
 
 
-def _round_recurrent(path: Path) -> None:
-    """What of a graph no integer kernel multiplies, and is stored as int8 all the same."""
+def _store_recurrent(path: Path) -> None:
+    """Store in 8 bits what stays float32 of a graph with an LSTM: of ONNX's operators none multiplies its integers."""
     model = onnx.load(path)
     if any(node.op_type == "LSTM" for node in model.graph.node):
-        onnx.save(round_recurrent(model), path)
+        onnx.save(store_weights(model), path)
 
 
 def _session(path: Path) -> Any:

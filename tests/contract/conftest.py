@@ -14,7 +14,9 @@ from models.compress.pipeline import quantise_stages
 from models.compress.token_table import quantise_token_table
 from models.export.bundle import BundleParts, write_draft
 from models.export.stages import export_stages
+from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cascade import CascadeConfig, CascadeStudent
+from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, next_prime
 from models.students.student import Student, exit_names
@@ -108,6 +110,29 @@ def published_cascade(
     place = tmp_path_factory.mktemp("cascade")
     publish("ngram", cascade.ngram, tokenizer_json, place)
     return publish("cascade", cascade, tokenizer_json, place)
+
+
+@pytest.fixture(scope="session")
+def over_tokens(student: EncoderStudent) -> dict[str, BilstmStudent | CnnStudent]:
+    """An LSTM and filters, by architecture."""
+    torch.manual_seed(13)
+    size, labels = student.config.vocabulary, len(LABELS)
+    lstm = BilstmStudent(BilstmConfig(size, labels, token_width=16, states=12, head_width=16, max_tokens=24))
+    filters = CnnStudent(CnnConfig(size, labels, token_width=16, sizes=(2, 3, 5), filters=12, max_tokens=24))
+    for made in (lstm, filters):
+        torch.nn.init.normal_(made.tokens.weight)
+        torch.nn.init.normal_(made.logits.weight, std=0.7)
+    return {"bilstm": lstm.eval(), "cnn": filters.eval()}
+
+
+@pytest.fixture(scope="session")
+def published_over_tokens(
+    over_tokens: dict[str, BilstmStudent | CnnStudent], tokenizer_json: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """A store in which version 1 of `bilstm` and of `cnn` are in production; read only."""
+    place = tmp_path_factory.mktemp("over_tokens")
+    publish("bilstm", over_tokens["bilstm"], tokenizer_json, place)
+    return publish("cnn", over_tokens["cnn"], tokenizer_json, place)
 
 
 def publish(name: str, student: Student, tokenizer_json: bytes, place: Path) -> Store:

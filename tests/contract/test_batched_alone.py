@@ -49,23 +49,26 @@ def scores(student: Student, batch: Sequence[Encoded], *, length: int | None = N
 def bundles(
     published: Store,
     published_cascade: Store,
+    published_over_tokens: Store,
     build_bundle: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Bundle]:
-    """A transformer with three exits, a bag of n-grams alone and before that transformer, a toy with two exits, a toy
-    that takes pairs, and an embedder."""
+    """A transformer with three exits, a bag of n-grams alone and before that transformer, an LSTM, filters, a toy with
+    two exits, a toy that takes pairs, and an embedder."""
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "tiny": published.open("tiny", 1),
         "ngram": published_cascade.open("ngram", 1),
         "cascade": published_cascade.open("cascade", 1),
+        "bilstm": published_over_tokens.open("bilstm", 1),
+        "cnn": published_over_tokens.open("cnn", 1),
         "toy": load_bundle(build_bundle(folder / "toy")),
         "pairs": load_bundle(build_bundle(folder / "pairs", pairs="joint")),
         "embed": load_bundle(build_bundle(folder / "embed", task="embed")),
     }
 
 
-@pytest.fixture(scope="module", params=["tiny", "ngram", "cascade", "toy", "pairs", "embed"])
+@pytest.fixture(scope="module", params=["tiny", "ngram", "cascade", "bilstm", "cnn", "toy", "pairs", "embed"])
 def bundle(bundles: dict[str, Bundle], request: pytest.FixtureRequest) -> Bundle:
     return bundles[request.param]
 

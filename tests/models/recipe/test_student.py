@@ -7,6 +7,7 @@ import pytest
 
 from models.errors import RecipeInvalid
 from models.recipe.classify import ClassifyRecipe, classify_recipe
+from models.recipe.over_tokens import BilstmSettings, CnnSettings
 from models.recipe.read import recipe_of
 from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings
 
@@ -50,6 +51,10 @@ def test_every_architecture_says_what_its_exits_run_and_what_it_reads(tmp_path: 
     ngram = recipe(tmp_path, {"architecture": "ngram", "orders": 2, "max_tokens": 96}).student
     assert isinstance(ngram, NgramSettings)
     assert (ngram.exits, ngram.max_tokens) == ((0,), 96)
+    for architecture, kind in (("bilstm", BilstmSettings), ("cnn", CnnSettings)):
+        found = recipe(tmp_path, {"architecture": architecture, "vocabulary_min_count": 2}).student
+        assert isinstance(found, kind)
+        assert (found.exits, found.max_tokens, found.vocabulary_min_count) == ((0,), 64, 2)
     shape = {"architecture": "cascade", "ngram": {"orders": 2}, "encoder": {"max_tokens": 32, "vocabulary": "full"}}
     cascade = recipe(tmp_path, shape).student
     assert isinstance(cascade, CascadeSettings)
@@ -64,7 +69,11 @@ def test_a_pool_is_a_file_or_some_sources_of_one(tmp_path: Path):
 @pytest.mark.parametrize(
     ("student", "more", "message"),
     [
-        ({"architecture": "abacus"}, {}, "R: student: architecture must be one of encoder, ngram, cascade"),
+        (
+            {"architecture": "abacus"},
+            {},
+            "R: student: architecture must be one of encoder, ngram, cascade, bilstm, cnn",
+        ),
         ({"architecture": "ngram", "layers": 2}, {}, "R: student.layers: unknown key"),
         ({"architecture": "ngram", "orders": 5}, {}, "R: student.orders: Input should be less than or equal to 4"),
         ({"architecture": "ngram", "feature_dropout": 1.0}, {}, "R: student.feature_dropout: Input should be less"),
@@ -75,10 +84,35 @@ def test_a_pool_is_a_file_or_some_sources_of_one(tmp_path: Path):
             {"compress": [{"int8": "qat"}]},
             "R: recipe: compress: qat is for student.architecture encoder, not cascade",
         ),
+        *(
+            (
+                {"architecture": architecture},
+                {"distil": {"objectives": [{"hidden": {}}]}},
+                f"R: recipe: distil.objectives: hidden and attention need layers, which {architecture} has not",
+            )
+            for architecture in ("ngram", "bilstm", "cnn")
+        ),
+        *(
+            (
+                {"architecture": architecture},
+                {"compress": [{"int8": "qat"}]},
+                f"R: recipe: compress: qat is for student.architecture encoder, not {architecture}",
+            )
+            for architecture in ("bilstm", "cnn")
+        ),
+        ({"architecture": "bilstm", "layers": 2}, {}, "R: student.layers: unknown key"),
+        ({"architecture": "bilstm", "width": 0}, {}, "R: student.width: Input should be greater than or equal to 1"),
+        ({"architecture": "bilstm", "pooling": "last"}, {}, "R: student.pooling: Input should be 'max', 'mean' or"),
+        ({"architecture": "bilstm", "embeddings": "teacher"}, {}, "R: student.embeddings: Input should be"),
+        ({"architecture": "cnn", "sizes": []}, {}, "R: student.sizes: must not be empty"),
+        ({"architecture": "cnn", "sizes": [0]}, {}, "R: student.sizes.0: Input should be greater than or equal to 1"),
+        ({"architecture": "cnn", "sizes": [17]}, {}, "R: student.sizes.0: Input should be less than or equal to 16"),
+        ({"architecture": "cnn", "sizes": [3, 3]}, {}, "R: student: sizes must rise, each once"),
+        ({"architecture": "cnn", "dropout": 1.0}, {}, "R: student.dropout: Input should be less than 1"),
         (
-            {"architecture": "ngram"},
-            {"distil": {"objectives": [{"hidden": {}}]}},
-            "R: recipe: distil.objectives: hidden and attention need layers",
+            {"architecture": "cnn", "embeddings": "random"},
+            {},
+            "R: student: channels: both keeps rows of the teacher's, and embeddings random has none of them",
         ),
     ],
 )

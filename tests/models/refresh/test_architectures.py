@@ -30,6 +30,15 @@ ENCODER = {
 STUDENTS = {
     "ngram": {"architecture": "ngram", "max_tokens": 16, **NGRAM},
     "cascade": {"architecture": "cascade", "ngram": NGRAM, "encoder": ENCODER},
+    "bilstm": {
+        "architecture": "bilstm",
+        "token_width": 12,
+        "width": 8,
+        "head_width": 16,
+        "max_tokens": 16,
+        "dropout": 0.0,
+    },
+    "cnn": {"architecture": "cnn", "token_width": 12, "sizes": [1, 2], "filters": 12, "max_tokens": 16, "dropout": 0.1},
 }
 
 
@@ -41,15 +50,18 @@ def made(recipe: Path, place: Path) -> tuple[Bundle, str]:
     return Store(place / "store").open(published.name, published.version), said.getvalue()
 
 
-def test_an_ngram_student_has_one_exit_and_no_certificate(make_recipe: Callable[..., Path], tmp_path: Path):
-    bundle, said = made(make_recipe(student=STUDENTS["ngram"]), tmp_path)
+@pytest.mark.parametrize("architecture", ["ngram", "bilstm", "cnn"])
+def test_a_student_of_one_exit_has_no_certificate(architecture: str, make_recipe: Callable[..., Path], tmp_path: Path):
+    bundle, said = made(make_recipe(student=STUDENTS[architecture]), tmp_path)
     manifest = bundle.manifest
     assert [(leave.id, leave.depth) for leave in manifest.exits] == [("full", 1.0)]
     assert (manifest.certificates, manifest.default_risk) == ((), None)
     assert "compress: int8 token tables" in said
-    student = Student(bundle)
-    outcome = student.run(student.encoder.encode(["where is my lost card"]), student.policy("default"))[0]
-    assert manifest.labels[outcome.raw.argmax()] == "lost_card"
+    for precision in ("fp32", "int8"):
+        student = Student(bundle, precision=precision)
+        texts = ["where is my lost card", "the refund again", ""]
+        outcomes = student.run(student.encoder.encode(texts), student.policy("default"))
+        assert [manifest.labels[outcome.raw.argmax()] for outcome in outcomes[:2]] == ["lost_card", "refund"]
 
 
 def test_a_cascade_is_certified_as_one_pipeline(make_recipe: Callable[..., Path], tmp_path: Path):

@@ -8,9 +8,12 @@ from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 
 from models.errors import RecipeInvalid
+from models.recipe.over_tokens import BilstmSettings, CnnSettings
 from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, NgramShape
+from models.students.bilstm import BilstmStudent
 from models.students.build import new_student
 from models.students.cascade import CascadeStudent
+from models.students.cnn import CnnStudent
 from models.students.encoder import EncoderStudent
 from models.students.ngram import NgramStudent
 from models.students.vocabulary import Trimmed
@@ -85,3 +88,47 @@ def test_a_cascade_starts_as_its_parts_do():
     assert isinstance(encoder, EncoderStudent)
     assert torch.equal(student.encoder.embeddings.tokens.weight, encoder.embeddings.tokens.weight)
     assert student.ngram.table[3:12].abs().sum() > 0
+
+
+def assert_from_the_teacher(rows: torch.Tensor) -> None:
+    """Rows lie to one another as the teacher's do, a little smaller than 1."""
+    words = STATE["embeddings.word_embeddings.weight"][:12]
+    centred = words - words.mean(0)
+    alike = torch.corrcoef(torch.stack([(centred @ centred.T).ravel(), (rows @ rows.T).ravel()]))[0, 1]
+    assert alike > 0.8
+    assert rows.std() == pytest.approx(0.2, rel=0.01)
+
+
+def test_a_bilstm_reads_the_teachers_rows():
+    shape = BilstmSettings(architecture="bilstm", token_width=8, width=4, pooling="both", head_width=6)
+    student = new_student(shape, n_labels=3, trimmed=TRIMMED, state=STATE, seed=0)
+    assert isinstance(student, BilstmStudent)
+    assert (student.config.states, student.config.pooled, student.logits.in_features) == (4, 16, 6)
+    assert_from_the_teacher(student.tokens.weight.detach())
+
+
+@pytest.mark.parametrize("channels", ["both", "trained"])
+def test_a_cnn_has_the_teachers_rows_once_or_twice(channels: str):
+    shape = CnnSettings(architecture="cnn", token_width=8, sizes=(1, 2), filters=4, channels=channels)
+    student = new_student(shape, n_labels=3, trimmed=TRIMMED, state=STATE, seed=0)
+    assert isinstance(student, CnnStudent)
+    assert student.table().shape == (12, 16 if channels == "both" else 8)
+    assert_from_the_teacher(student.tokens.weight.detach())
+    assert student.fixed is None or torch.equal(student.fixed, student.tokens.weight)
+
+
+def test_rows_that_start_at_random_are_a_function_of_the_seed():
+    shape = BilstmSettings(architecture="bilstm", token_width=40, width=4, embeddings="random")
+    made = [new_student(shape, n_labels=3, trimmed=TRIMMED, state={}, seed=seed).state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert not torch.equal(made[0]["tokens.weight"], made[2]["tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [BilstmSettings(architecture="bilstm", token_width=17), CnnSettings(architecture="cnn", token_width=17)],
+    ids=["bilstm", "cnn"],
+)
+def test_token_rows_wider_than_the_teacher_are_refused(shape: BilstmSettings | CnnSettings):
+    with pytest.raises(RecipeInvalid, match=r"student.token_width: 17; .* at most the teacher's 16"):
+        new_student(shape, n_labels=3, trimmed=TRIMMED, state=STATE, seed=0)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from models.export.stages import export_stages
+from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cascade import CascadeConfig, CascadeStudent
+from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, NgramStudent
 from models.students.student import (
@@ -24,6 +26,8 @@ NGRAM = NgramConfig(vocabulary=30, width=3, orders=2, buckets=101, rows=4, hidde
 ENCODER = EncoderConfig(
     vocabulary=30, width=3, layers=2, hidden=8, heads=2, feed_forward=16, exits=(0, 2), max_tokens=12, head_width=8
 )
+BILSTM = BilstmConfig(vocabulary=30, width=3, token_width=6, states=4, head_width=8, max_tokens=12)
+CNN = CnnConfig(vocabulary=30, width=3, token_width=6, sizes=(2, 3), filters=4, max_tokens=12)
 IDS = torch.tensor([[2, 7, 8, 9, 3], [2, 10, 3, 0, 0]])
 MASK = (IDS > 0).long()
 
@@ -34,6 +38,8 @@ def made(architecture: str) -> Student:
         "encoder": lambda: EncoderStudent(ENCODER),
         "ngram": lambda: NgramStudent(NGRAM),
         "cascade": lambda: CascadeStudent(CascadeConfig(NGRAM, ENCODER)),
+        "bilstm": lambda: BilstmStudent(BILSTM),
+        "cnn": lambda: CnnStudent(CNN),
     }
     return parts[architecture]().eval()
 
@@ -68,6 +74,8 @@ def test_its_stages_read_the_ids_twice_and_depths_rise(tmp_path: Path):
         ("encoder", ("embeddings", "full"), [False]),
         ("ngram", ("full",), [True]),
         ("cascade", ("ngram", "embeddings", "full"), [False, True]),
+        ("bilstm", ("full",), [False]),
+        ("cnn", ("full",), [False]),
     ],
 )
 def test_what_a_refresh_needs_to_know(architecture: str, exits: tuple[str, ...], sparse: list[bool]):
@@ -75,11 +83,11 @@ def test_what_a_refresh_needs_to_know(architecture: str, exits: tuple[str, ...],
     assert exit_names(student) == exits
     assert len(student.stages()) == len(student.depths()) == len(exits)
     assert [table.sparse for table in tables_of(student)] == sparse
-    assert (encoder_of(student) is None) == (architecture == "ngram")
+    assert (encoder_of(student) is None) == (architecture not in ("encoder", "cascade"))
     assert labels_of(student) == 3
 
 
-@pytest.mark.parametrize("architecture", ["encoder", "ngram", "cascade"])
+@pytest.mark.parametrize("architecture", ["encoder", "ngram", "cascade", "bilstm", "cnn"])
 def test_it_comes_back_from_a_file(architecture: str, tmp_path: Path):
     student = made(architecture)
     save_student(student, tmp_path)
