@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from models.distill.rank import RankTransfer, distil_ranker, listwise_kl, margin_mse, rank_loss, scores_of
-from models.recipe.rank import RankDistil, RankStudent
+from models.recipe.rank import RankDistil, RankStudent, SplitRankerStudent
 from models.students.cross_encoder import new_cross_encoder
+from models.students.split_start import Sample, new_split_ranker
 from models.students.vocabulary import untrimmed
-from models.teachers.pair_lists import pair_lists
+from models.teachers.pair_lists import pair_lists, split_lists
 from models.teachers.teacher import load_teacher
 
 MASK = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
@@ -54,11 +55,20 @@ def test_gold_counts_where_there_is_a_relevant_passage() -> None:
     assert float(rank_loss(student, TEACHER, grades, MASK, settings)) == pytest.approx(wanted, abs=1e-6)
 
 
+WORDS = ("card", "money", "transfer", "film", "late", "again", "good", "bad")
+WORTH = {word: at - 4.0 for at, word in enumerate(WORDS)}
+LEARNED = RankDistil(objectives=({"margin_mse": {"weight": 0.1}}, {"listwise_kl": {}}), epochs=30, learning_rate=0.01)
+
+
+def taught() -> tuple[list[list[tuple[str, str]]], np.ndarray]:
+    """48 lists of four passages, best first, that one word decides, and the teacher's scores."""
+    lists = [[("where", f"my {WORDS[(at * 3 + k) % 8]}") for k in range(4)] for at in range(48)]
+    lists = [sorted(each, key=lambda pair: -WORTH[pair[1].split()[1]]) for each in lists]
+    return lists, np.array([WORTH[pair[1].split()[1]] for each in lists for pair in each], np.float32)
+
+
 def test_a_student_learns_its_teachers_order(encoder_directory: Path) -> None:
-    words = ("card", "money", "transfer", "film", "late", "again", "good", "bad")
-    worth = {word: at - 4.0 for at, word in enumerate(words)}
-    lists = [[("where", f"my {words[(at * 3 + k) % 8]}") for k in range(4)] for at in range(48)]
-    lists = [sorted(each, key=lambda pair: -worth[pair[1].split()[1]]) for each in lists]
+    lists, scores = taught()
     teacher = load_teacher(encoder_directory)
     settings = RankStudent(
         layers=1, hidden=16, heads=2, feed_forward=16, teacher_layers=(0,), max_tokens=8, head_width=16
@@ -67,11 +77,43 @@ def test_a_student_learns_its_teachers_order(encoder_directory: Path) -> None:
         settings, trimmed=untrimmed(teacher.tokenizer_json), state=teacher.encoder_state(), teacher_heads=2, seed=0
     )
     tokens = pair_lists(teacher.tokenizer_json, lists, [[0.0] * 4] * 48, max_tokens=8)
-    scores = np.array([worth[pair[1].split()[1]] for each in lists for pair in each], np.float32)
-    distil = RankDistil(
-        objectives=({"margin_mse": {"weight": 0.1}}, {"listwise_kl": {}}), epochs=30, learning_rate=0.01
-    )
-    distil_ranker(student, RankTransfer(tokens, scores), distil, seed=0)
+    distil_ranker(student, RankTransfer(tokens, scores), LEARNED, seed=0)
     found = scores_of(student, tokens.tokens)
+    assert not student.training
+    assert np.corrcoef(found, scores)[0, 1] > 0.97
+
+
+def test_a_student_that_reads_apart_learns_it_too(encoder_directory: Path) -> None:
+    lists, scores = taught()
+    teacher = load_teacher(encoder_directory)
+    apart = split_lists(teacher.tokenizer_json, lists, [[0.0] * 4] * 48, max_tokens=8)
+    rows = np.arange(48)
+    settings = SplitRankerStudent(
+        architecture="split-ranker",
+        layers=1,
+        hidden=16,
+        heads=2,
+        feed_forward=16,
+        state_width=8,
+        joined_layers=1,
+        joined_heads=2,
+        joined_feed_forward=16,
+        teacher_layers=(0,),
+        joined_teacher_layers=(1,),
+        max_tokens=8,
+        head_width=16,
+    )
+    student = new_split_ranker(
+        settings,
+        trimmed=untrimmed(teacher.tokenizer_json),
+        state=teacher.encoder_state(),
+        teacher_heads=2,
+        sample=Sample([apart.queries.padded(rows)], [apart.passages.tokens.padded(rows)]),
+        seed=0,
+    )
+    distil_ranker(student, RankTransfer(apart, scores), LEARNED, seed=0)
+    with torch.no_grad():
+        queries = apart.queries.padded(np.repeat(rows, 4))
+        found = student(queries, apart.passages.tokens.padded(np.arange(192))).numpy()
     assert not student.training
     assert np.corrcoef(found, scores)[0, 1] > 0.97

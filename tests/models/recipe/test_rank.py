@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from models.errors import RecipeInvalid
-from models.recipe.rank import Queries, RankRecipe
+from models.recipe.rank import Queries, RankRecipe, RankStudent, SplitRankerStudent
 from models.recipe.read import read_recipe, recipe_of
 
-SHIPPED = Path("models/recipes/rank.yaml")
+SHIPPED = [Path(f"models/recipes/{name}.yaml") for name in ("rank", "rank-cross-encoder")]
+SPLIT = {"architecture": "split-ranker"}
 
 
 def document(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -64,10 +66,23 @@ def test_the_digest_does_not_see_where_files_lie(tmp_path: Path, monkeypatch: py
     assert len(digests) == 1
 
 
-def test_the_shipped_recipe_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", SHIPPED)
+def test_a_shipped_recipe_is_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
     with pytest.raises(RecipeInvalid, match=r"data.sets.0.corpus: no such file"):
-        read_recipe(SHIPPED)
+        read_recipe(path)
+
+
+def test_both_shipped_students_learn_from_one_teacher() -> None:
+    split, joint = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED)
+    assert (split["data"], split["teacher"]) == (joint["data"], joint["teacher"])
+
+
+def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
+    assert isinstance(recipe_of(document(tmp_path), where="R").student, RankStudent)
+    split = recipe_of(document(tmp_path, student=SPLIT), where="R").student
+    assert isinstance(split, SplitRankerStudent)
+    assert (split.teacher_layers, split.joined_teacher_layers, split.state_width) == ((0, 1, 3), (4, 5), 96)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +121,17 @@ def test_the_shipped_recipe_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("student__heads", 7, "student: hidden must be a multiple of heads"),
         ("student__embeddings", "teacher-pca", "student: embeddings: layers of the teacher need its embeddings"),
         ("student__exits", [0, 2], "student.exits: unknown key"),
+        ("student", {"architecture": "bi-encoder"}, "student: architecture must be one of cross-encoder, split-ranker"),
+        ("student", {**SPLIT, "state_width": 0}, "student.state_width: Input should be greater than or equal to 1"),
+        ("student", {**SPLIT, "teacher_layers": [0]}, "student: teacher_layers must name one teacher layer for each"),
+        ("student", {**SPLIT, "joined_layers": 1}, "student: joined_teacher_layers must name one teacher layer for"),
+        ("student", {**SPLIT, "embeddings": "teacher-pca"}, "student: embeddings: layers of the teacher need"),
+        (
+            "student",
+            {**SPLIT, "initialise": "random", "joined_heads": 7},
+            "student: hidden must be a multiple of heads and of joined_heads",
+        ),
+        ("student", {**SPLIT, "joined_width": 3}, "student.joined_width: unknown key"),
         ("gates__beats", ["tf-idf"], "gates.beats.0: "),
         ("compress", [{"int8": "qat"}], "compress: qat is for classify students"),
     ],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.teachers import pair_lists as module
-from models.teachers.pair_lists import PairLists, list_scores, pair_lists
+from models.teachers.pair_lists import PairLists, list_scores, pair_lists, split_list_scores, split_lists
 from models.teachers.tokens import Padded
 
 LISTS = [
@@ -74,3 +74,38 @@ def test_gradients_reach_every_pair(lists: PairLists) -> None:
     list_scores(lambda batch: summed(batch) * scale, lists, np.array([0, 1])).sum().backward()
     assert scale.grad is not None
     assert float(scale.grad) == float(list_scores(summed, lists, np.array([0, 1])).sum())
+
+
+def read(batch: Padded) -> Tensor:
+    """Of each token its id, and 1000 more in a second text."""
+    ids = (batch.input_ids + 1000 * batch.token_type_ids) * batch.attention_mask
+    return ids.float()[:, :, None]
+
+
+def join(asked: Tensor, mask: Tensor, passages: Padded) -> Tensor:
+    """A number that any mistake with queries, rows or padding shows in."""
+    weights = torch.arange(1, passages.input_ids.shape[1] + 1)
+    return 1e-3 * (asked[:, :, 0] * mask).sum(1) ** 2 + (read(passages)[:, :, 0] * weights).sum(1)
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 1], [0, 1, 2]])
+@pytest.mark.parametrize("chunk", [1, 20, 4096])
+def test_texts_apart_are_joined_with_their_own_query(
+    tokenizer_json: bytes, rows: list[int], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_TOKENS", chunk)
+    lists = split_lists(tokenizer_json, LISTS, GRADES, max_tokens=12)
+    assert lists.passages.lengths.tolist() == [6, 7, 3]
+    seen = []
+
+    def noted(batch: Padded) -> Tensor:
+        seen.append(len(batch.input_ids))
+        return read(batch)
+
+    table = split_list_scores(noted, join, lists, np.array(rows))
+    assert seen == [len(rows)]  # each query once, however many passages it has
+    for found, row in zip(table.tolist(), rows, strict=True):
+        single = [split_lists(tokenizer_json, [[pair]], [[0]], max_tokens=12) for pair in LISTS[row]]
+        alone = [split_list_scores(read, join, each, np.array([0])).item() for each in single]
+        assert found[: len(alone)] == alone
+        assert found[len(alone) :] == [0.0] * (table.shape[1] - len(alone))
