@@ -14,6 +14,7 @@ from models.compress.pipeline import StageRunner
 from models.compress.prune import importance, lost, most_important, sliced
 from models.compress.receipt import Footing, Measured, TrainedReceipt
 from models.distill.train import DistilLoss, TransferSet, distil, logits_of, loss_on
+from models.evaluate.calibrate import gold_indices
 from models.evaluate.speed import BATCH_ITEMS, Contender, measure, pinned
 from models.export.stages import export_stages
 from models.recipe.distil import Distil
@@ -153,10 +154,9 @@ def _recover(
 
 
 def _dev_rows(run: Run, teacher: Teacher) -> _Dev:
-    places = {label: at for at, label in enumerate(run.splits.labels)}
-    rows = run.splits.dev
-    gold = np.array([places[str(row.label)] for row in rows], np.int64)
-    answers = np.array([places[label] for label in teacher_labels(run, teacher, rows)], np.int64)
+    rows, names = run.splits.dev, run.splits.labels
+    gold = gold_indices([str(row.label) for row in rows], names)
+    answers = gold_indices(teacher_labels(run, teacher, rows), names)
     return _Dev(texts_of(rows), gold, answers)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.compress.receipt import make_receipt
+from models.compress.receipt import Footing, Measured, TrainedReceipt, make_receipt
 
 
 @pytest.fixture
@@ -65,3 +65,21 @@ def test_scores_are_correlated_over_all_rows(files):
     flat = np.ones((3, 1), np.float32)
     same = make_receipt("int8", before=files[0], after=files[1], outputs_before=flat, outputs_after=flat, labels=False)
     assert same.likeness == 1
+
+
+def test_a_pass_that_trains_says_size_speed_and_quality_before_and_after():
+    receipt = TrainedReceipt(
+        name="prune",
+        before=Footing(7_000, 120.4, 410.0),
+        after=Footing(4_000, 70.6, 300.0),
+        batch_items=32,
+        rows=512,
+        whole=Measured(0.93, 0.96),
+        changed=Measured(0.81, 0.84),
+        recovered=Measured(0.925, 0.95),
+    )
+    assert receipt.line() == (
+        "prune: 7,000 -> 4,000 bytes in float32; 120 -> 71 microseconds a text at batch 32, 410 -> 300 alone; "
+        "on 512 dev rows before, after and recovered: 93.00%, 81.00%, 92.50% right, 96.00%, 84.00%, 95.00% as the "
+        "teacher"
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.evaluate.baseline import NAME, baseline_quality, tfidf_answers
+from models.evaluate.baseline import NAME, baseline_quality, tfidf_answers, tfidf_probabilities
 from models.evaluate.quality import EvaluationRows
 
 TEXTS = ["the card is lost", "a lost card", "refund the money", "money refund now"]
@@ -17,6 +17,21 @@ def test_it_learns_what_a_word_decides():
 
 def test_without_a_word_in_two_texts_it_answers_the_most_frequent_label():
     assert tfidf_answers(["one", "two", "three"], ["b", "a", "b"], [["one", "four"], []]) == (("b", "b"), ())
+
+
+def test_probabilities_stand_in_the_order_of_the_names():
+    found = tfidf_probabilities(TEXTS, LABELS, ["lost again", "a refund"], names=("refund", "never", "lost"))
+    assert found.shape == (2, 3)
+    assert found.sum(axis=1) == pytest.approx([1, 1])
+    assert found[:, 1].tolist() == [0, 0]
+    assert found.argmax(axis=1).tolist() == [2, 0]
+
+
+def test_without_a_word_in_two_texts_the_labels_shares_are_the_probabilities():
+    found = tfidf_probabilities(
+        ["one", "two", "three", "four"], ["b", "a", "b", "b"], ["one", "five"], names=("a", "b")
+    )
+    assert found.tolist() == [[0.25, 0.75], [0.25, 0.75]]
 
 
 def test_it_is_judged_beside_the_teacher():
