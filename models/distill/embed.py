@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.distill.groups import groups_of
 from models.recipe.embed import EmbedDistil, EmbedObjective, Prefix
 from models.students.encoder import EncoderStudent
+from models.students.static import StaticEmbedder
 from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix
 from models.teachers.tokens import Indices, Tokens
@@ -121,7 +122,7 @@ def _term(ours: Tensor, theirs: Tensor, objective: EmbedObjective) -> Tensor:
 
 
 def distil_embedder(
-    student: EncoderStudent,
+    student: EncoderStudent | StaticEmbedder,
     data: EmbedTransfer,
     settings: EmbedDistil,
     *,

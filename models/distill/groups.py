@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from models.students.split_ranker import SplitRanker
+from models.students.static import StaticEmbedder
 from models.students.student import Student, tables_of
 from models.teachers.fit import Group
 
 
 def groups_of(
-    student: Student | SplitRanker,
+    student: Student | SplitRanker | StaticEmbedder,
     *,
     learning_rate: float,
     embedding_factor: float,

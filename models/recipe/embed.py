@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.recipe.parts import Count, Cut, Less, Part, Positive, Recipe, Share, Texts, Tokens, one_set
-from models.recipe.student import Layers, check_layers
+from models.recipe.student import Layers, check_layers, tagged
 
 
 class Neighbours(Part):
@@ -62,6 +62,33 @@ class EmbedStudent(Part):
             raise ValueError("attention_width (or hidden) must be a multiple of heads")
         check_layers(self)
         return self
+
+
+class StaticSettings(Part):
+    """The mean of token rows, which start as the teacher's vectors of the tokens alone, and one linear map.
+
+    `token_width`: of a row. `smoothing`: the share of the texts' tokens at which a token weighs half. `distilled`:
+    whether the rows are trained, or stay what they start as.
+    """
+
+    architecture: Literal["static"]
+    token_width: Count = 256
+    smoothing: Positive = 1e-3
+    distilled: bool = True
+    vocabulary: Literal["trimmed", "full"] = "trimmed"
+    vocabulary_min_count: Count = 1
+    max_tokens: Tokens = 128
+
+
+AnyStudent = Annotated[
+    Annotated[EmbedStudent, Tag("<encoder>")] | Annotated[StaticSettings, Tag("<static>")],
+    Discriminator(
+        tagged("encoder"),
+        custom_error_type="architecture",
+        custom_error_message="architecture must be one of encoder, static",
+    ),
+]
+"""An embed student's shape, of any architecture."""
 
 
 class Cosine(Part):
@@ -139,7 +166,7 @@ class EmbedRecipe(Recipe):
 
     task: Literal["embed"]
     data: EmbedData
-    student: EmbedStudent = EmbedStudent(teacher_layers=(0, 4))
+    student: AnyStudent = EmbedStudent(teacher_layers=(0, 4))
     distil: EmbedDistil
     gates: EmbedGates = EmbedGates()
 
@@ -149,6 +176,8 @@ class EmbedRecipe(Recipe):
             raise ValueError("teacher.fine_tune: an embed student learns from the teacher as it is")
         if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
+        if self.trim is not None and self.student.architecture == "static":
+            raise ValueError("compress: a static student is trimmed before training; see student.vocabulary_min_count")
         return self
 
     def files(self) -> Mapping[str, str]:

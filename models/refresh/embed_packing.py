@@ -14,6 +14,7 @@ from models.compress.token_table import quantise_token_table
 from models.compress.vocabulary import trim_vocabulary
 from models.export.stages import ExportedStage, export_stages
 from models.refresh.embed_training import EmbedRun, TrainedEmbedder
+from models.students.encoder import EncoderStudent
 from models.teachers.tokens import feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Stage
 
@@ -39,6 +40,7 @@ def pack(run: EmbedRun, trained: TrainedEmbedder, folder: Path) -> Packed:
     """
     student, trimmed, receipts = trained.student, trained.trimmed, []
     if run.recipe.trim is not None:
+        assert isinstance(student, EncoderStudent), "a recipe trims no other"
         texts, least = run.splits.train, run.recipe.trim.min_count
         made = trim_vocabulary(student, trimmed, texts, min_count=least, probe=_spread(run, _PROBE_TEXTS))
         student, trimmed, receipts = made.student, made.trimmed, [made.receipt.line()]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,18 @@ from safetensors.torch import load_file, save_file
 from models.data.texts import EmbedSplits
 from models.distill.embed import EmbedTransfer, distil_embedder, rotation
 from models.errors import RecipeInvalid, TeacherInvalid
-from models.recipe.embed import EmbedRecipe
+from models.recipe.embed import EmbedRecipe, StaticSettings
 from models.recipe.parts import digest_of
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
 from models.students.embedder import new_embedder
 from models.students.encoder import EncoderConfig, EncoderStudent
+from models.students.static import StaticConfig, StaticEmbedder
+from models.students.static_start import check_static, new_static
 from models.students.vocabulary import Trimmed, trim_tokenizer, untrimmed
 from models.teachers.teacher import Matrix, Teacher, load_teacher
-from models.teachers.tokens import tokenise
+from models.teachers.tokens import Tokens, tokenise
 
 # N texts, D dimensions
 
@@ -48,7 +51,7 @@ class TrainedEmbedder:
     """A trained student as it stands in its step's folder; `turned` float32 [D, D] takes the teacher's space to its."""
 
     folder: Path
-    student: EncoderStudent
+    student: EncoderStudent | StaticEmbedder
     trimmed: Trimmed
     turned: Matrix
 
@@ -61,12 +64,15 @@ def embed_teacher(recipe: EmbedRecipe) -> Teacher:
 def check_shape(recipe: EmbedRecipe, teacher: Teacher) -> None:
     """Make the student once with two tokens, so that a shape that does not fit is refused before anything is made.
 
-    Raises: RecipeInvalid: a prefix as long as the embedding, or as `new_embedder` does.
+    Raises: RecipeInvalid: a prefix as long as the embedding, or as `new_embedder` and `new_static` do.
     """
     width = int(teacher.config.hidden_size)
     for prefix in recipe.distil.prefixes:
         if prefix.dimensions >= width:
             raise RecipeInvalid(f"distil.prefixes: {prefix.dimensions} is not below the embedding's {width} dimensions")
+    if isinstance(recipe.student, StaticSettings):
+        check_static(recipe.student, teacher)
+        return
     two = Trimmed(teacher.tokenizer_json, np.arange(2))
     new_embedder(recipe.student, trimmed=two, teacher=teacher, turned=np.eye(width, dtype=np.float32), seed=recipe.seed)
 
@@ -123,22 +129,35 @@ def make_embedder(run: EmbedRun, teacher: Teacher) -> TrainedEmbedder:
         targets = make_vectors(run, teacher)
         prefixes = [prefix.dimensions for prefix in distil.prefixes] if distil.rotate else []
         turned = rotation(targets, prefixes, seed=recipe.seed)
-        student = new_embedder(settings, trimmed=trimmed, teacher=teacher, turned=turned, seed=recipe.seed)
         tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=settings.max_tokens)
-        with run.reporter.step("student") as progress, diverging():
-            distil_embedder(
-                student,
-                EmbedTransfer(tokens, targets),
-                distil,
-                turned=turned,
-                seed=recipe.seed,
-                checkpoint=folder / _CHECKPOINT,
-                progress=progress,
-            )
+        student = _new(recipe, trimmed, teacher, turned, tokens)
+        if not isinstance(settings, StaticSettings) or settings.distilled:
+            with run.reporter.step("student") as progress, diverging():
+                distil_embedder(
+                    student,
+                    EmbedTransfer(tokens, targets),
+                    distil,
+                    turned=turned,
+                    seed=recipe.seed,
+                    checkpoint=folder / _CHECKPOINT,
+                    progress=progress,
+                )
         _save(folder, TrainedEmbedder(folder, student, trimmed, turned))
         (folder / _CHECKPOINT).unlink(missing_ok=True)
 
     return load_embedder(run.cache.run("embedder", inputs, make))
+
+
+def _new(
+    recipe: EmbedRecipe, trimmed: Trimmed, teacher: Teacher, turned: Matrix, tokens: Tokens
+) -> EncoderStudent | StaticEmbedder:
+    settings = recipe.student
+    if isinstance(settings, StaticSettings):
+        counts = np.bincount(tokens.ids, minlength=len(trimmed.kept_ids))
+        return new_static(
+            settings, trimmed=trimmed, teacher=teacher, turned=turned, counts=counts, seed=recipe.seed
+        ).eval()
+    return new_embedder(settings, trimmed=trimmed, teacher=teacher, turned=turned, seed=recipe.seed)
 
 
 def _save(folder: Path, trained: TrainedEmbedder) -> None:
@@ -147,13 +166,23 @@ def _save(folder: Path, trained: TrainedEmbedder) -> None:
     (folder / "tokenizer.json").write_bytes(trained.trimmed.tokenizer_json)
     np.save(folder / "kept_ids.npy", trained.trimmed.kept_ids)
     np.save(folder / "turned.npy", trained.turned)
-    (folder / "config.json").write_text(json.dumps(asdict(trained.student.config)), encoding="utf-8")
+    shape = asdict(trained.student.config)
+    if isinstance(trained.student, StaticEmbedder):
+        shape["architecture"] = "static"
+    (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
 
 
 def load_embedder(folder: Path) -> TrainedEmbedder:
     """The student that `make_embedder` left in its step's folder."""
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    student = EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))
+    student = _of_shape(fields)
     student.load_state_dict(load_file(folder / "student.safetensors"))
     trimmed = Trimmed((folder / "tokenizer.json").read_bytes(), np.load(folder / "kept_ids.npy"))
     return TrainedEmbedder(folder, student.eval(), trimmed, np.load(folder / "turned.npy"))
+
+
+def _of_shape(fields: dict[str, Any]) -> EncoderStudent | StaticEmbedder:
+    """A shape without an architecture is an encoder's."""
+    if fields.pop("architecture", "encoder") == "static":
+        return StaticEmbedder(StaticConfig(**fields))
+    return EncoderStudent(EncoderConfig(**{**fields, "exits": tuple(fields["exits"])}))

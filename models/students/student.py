@@ -19,6 +19,7 @@ from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, NgramStudent
 from models.students.split_ranker import SplitRanker
+from models.students.static import StaticEmbedder
 
 Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent
 Ranker = EncoderStudent | SplitRanker
@@ -35,7 +36,7 @@ class Table:
     sparse: bool
 
 
-def encoder_of(student: Student | SplitRanker) -> EncoderStudent | None:
+def encoder_of(student: Student | SplitRanker | StaticEmbedder) -> EncoderStudent | None:
     """The transformer that reads ids in it, or None."""
     if isinstance(student, CascadeStudent):
         return student.encoder
@@ -44,7 +45,7 @@ def encoder_of(student: Student | SplitRanker) -> EncoderStudent | None:
     return student if isinstance(student, EncoderStudent) else None
 
 
-def tables_of(student: Student | SplitRanker) -> tuple[Table, ...]:
+def tables_of(student: Student | SplitRanker | StaticEmbedder) -> tuple[Table, ...]:
     """Its tables, which train at rates of their own."""
     found: list[Table] = []
     if (encoder := encoder_of(student)) is not None:
@@ -52,7 +53,7 @@ def tables_of(student: Student | SplitRanker) -> tuple[Table, ...]:
     bag = student.ngram if isinstance(student, CascadeStudent) else student
     if isinstance(bag, NgramStudent):
         found.append(Table((bag.table,), sparse=True))
-    if isinstance(student, BilstmStudent | CnnStudent):
+    if isinstance(student, BilstmStudent | CnnStudent | StaticEmbedder):
         found.append(Table(tuple(student.tokens.parameters()), sparse=False))
     return tuple(found)
 

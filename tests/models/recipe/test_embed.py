@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there_is_named(recipe: Path, key: str) -> None:
         ("data.join_at_most=65", "R: data.join_at_most: Input should be less than or equal to 64"),
         ("data.gate.cut=0", "R: data.gate.cut: Input should be greater than 0"),
         ("data.neighbours={fit: x}", "R: data.neighbours.test: missing"),
-        ("student.architecture=ngram", "R: student.architecture: Input should be 'encoder'"),
+        ("student.architecture=ngram", "R: student: architecture must be one of encoder, static"),
         ("student.attention_width=100", "R: student: attention_width (or hidden) must be a multiple of heads"),
         ("student.heads=5", "R: student: attention_width (or hidden) must be a multiple of heads"),
         ("student.teacher_layers=[0]", "R: student: teacher_layers must name one teacher layer for each of the layers"),
