@@ -102,3 +102,41 @@ def test_a_students_stages_hold_no_gathered_dims(exported):
         operators = [node.op_type for node in onnx.load(item.path).graph.node]
         assert operators.count("Shape") <= 3
         assert operators.count("Concat") <= 5
+
+
+def test_of_two_texts_each_length_is_read_from_its_own_mask() -> None:
+    def feeds(items: int, first: int, second: int) -> dict[str, np.ndarray]:
+        x = np.random.default_rng(0).normal(size=(items, first, second)).astype(np.float32)
+        return {
+            "x": x,
+            "first_mask": np.ones((items, first), np.int64),
+            "second_mask": np.ones((items, second), np.int64),
+        }
+
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "Q", "T"])]
+    inputs += [
+        helper.make_tensor_value_info(f"{side}_mask", TensorProto.INT64, ["B", dim])
+        for side, dim in (("first", "Q"), ("second", "T"))
+    ]
+    nodes = [
+        *_dim("x", "at0", "b"),
+        *_dim("x", "at1", "q"),
+        *_dim("x", "at2", "t"),
+        helper.make_node("Concat", ["b", "t", "q", "one"], ["swapped"], axis=0),
+        helper.make_node("Reshape", ["x", "swapped"], ["y"]),
+    ]
+    constants = {"at0": 0, "at1": 1, "at2": 2, "zero": [0], "one": [1]}
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        inputs,
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "T", "Q", 1])],
+        [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    short = shorten_shapes(model, feeds(2, 7, 11), feeds(3, 5, 9))
+    read = [(node.input[0], node.attribute[0].i) for node in short.graph.node if node.op_type == "Shape"]
+    assert [name for name, _ in read] == ["first_mask", "second_mask", "first_mask"]
+    assert not [node for node in short.graph.node if node.op_type in ("Gather", "Unsqueeze")]
+    session = onnxruntime.InferenceSession(short.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(["y"], feeds(4, 6, 8))[0].shape == (4, 8, 6, 1)
