@@ -98,7 +98,8 @@ def _pipeline(manifest: Manifest, stages: Sequence[Stage], exits: tuple[Leave, .
 def _stage_plan(manifest: Manifest, stages: Sequence[Stage], exits: tuple[Leave, ...], place: int) -> StagePlan:
     stage = stages[place]
     later = {source for following in stages[place + 1 :] for source in following.inputs.values()}
-    own = [*TOKEN_INPUTS, *(f"{s.id}.{name}" for s in manifest.stages for name in s.outputs)]
+    written = manifest.stages[: manifest.stages.index(stage) + 1]
+    own = [*TOKEN_INPUTS, *(f"{s.id}.{name}" for s in written for name in s.outputs)]
     sources = [*own, *(f"{side}:{source}" for side in SIDES for source in own)]
     here = [i for i, leave in enumerate(exits) if leave.stage == stage.id]
     writes = tuple((name, f"{stage.id}.{name}") for name in stage.outputs if f"{stage.id}.{name}" in later)
