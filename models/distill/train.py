@@ -14,6 +14,7 @@ from models.distill.groups import groups_of
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
 from models.recipe.distil import Distil, Objective
 from models.students.encoder import EncoderStudent, Outputs
+from models.students.siamese import SiameseStudent
 from models.students.student import Student, encoder_of, exit_names, labels_of
 from models.teachers.fit import Fit, Progress, all_batches, fast_matmul, fit
 from models.teachers.teacher import Matrix, States, Teacher
@@ -229,8 +230,8 @@ def loss_on(
 
 
 def outputs_of(student: Student, batch: Padded) -> Outputs:
-    """A pass of the student over a batch; token types go to an encoder alone, which looks at them with pairs."""
-    if isinstance(student, EncoderStudent):
+    """A pass of the student over a batch; token types go to those alone that look at them, with pairs."""
+    if isinstance(student, EncoderStudent | SiameseStudent):
         found: Outputs = student(batch.input_ids, batch.attention_mask, batch.token_type_ids)
     else:
         found = student(batch.input_ids, batch.attention_mask)

@@ -50,11 +50,18 @@ class Ceiling:
         texts, begin = 0, clock()
         while True:
             batch = next(self._endless)
-            encoder = self._student.encoder
-            self._student.run_padded(pad(encoder.encode(batch), pad_id=encoder.pad_id), self._policy)
+            self._answer(batch)
             texts += len(batch)
             if (taken := clock() - begin) >= seconds:
                 return texts, taken
+
+    def _answer(self, batch: Sequence[Text]) -> None:
+        student = self._student
+        encoded = student.encoder.encode(batch)
+        if student.apart is None:
+            student.run_padded(pad(encoded, pad_id=student.pad_id), self._policy)
+        else:
+            student.run(encoded, self._policy)
 
 
 def fastest(student: Student, texts: Sequence[Text], policy: ExitPolicy, *, seconds: float) -> tuple[Ceiling, int]:

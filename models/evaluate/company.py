@@ -19,7 +19,7 @@ from models.evaluate.exits import Counts, Floats
 from models.evaluate.opening import one_line_errors, open_bundle, write_json
 from models.evaluate.variants import Variant, require_backends, variants
 from models.recipe.parts import FIRST_BACKEND
-from service.runtime.encode import Encoded, pad
+from service.runtime.encode import Encoded, EncodedPair, pad
 from service.runtime.heads import ExitPolicy, confidence, softmax
 from service.runtime.student import Student
 
@@ -112,10 +112,15 @@ def _at_exits(student: Student, encoded: Sequence[Encoded], company: _Company) -
     scores = [np.zeros(shape) for _ in student.manifest.exits]
     for batch in company.batches:
         items = [encoded[i] for i in batch]
-        raws = student.all_exits(items, length=max(company.length, *(item.kept for item in items)))
+        raws = student.all_exits(items, length=max(company.length, *map(_padded_tokens, items)))
         for found, raw, leave in zip(scores, raws, student.manifest.exits, strict=True):
             found[list(batch)] = softmax(raw, temperature=leave.temperature)
     return [_Answers(np.full(len(encoded), index), found) for index, found in enumerate(scores)]
+
+
+def _padded_tokens(item: Encoded) -> int:
+    """Tokens of what is padded: of two texts that are read apart, the second one."""
+    return item.kept - (item.first_kept if isinstance(item, EncodedPair) else 0)
 
 
 def _served(student: Student, encoded: Sequence[Encoded], company: _Company, policy: ExitPolicy) -> _Answers:

@@ -165,6 +165,8 @@ def layers_of(manifest: Manifest) -> tuple[int, ...] | None:
     student = manifest.provenance.recipe.get("student")
     student = student if isinstance(student, dict) else {}
     exits = student.get("exits")
+    if student.get("architecture") == "siamese":
+        exits = [student["layers"]] if isinstance(student.get("layers"), int) else None
     if student.get("architecture") == "cascade":
         inner = (student.get("encoder") or {}).get("exits")
         exits = [0, *inner] if isinstance(inner, list | tuple) else None

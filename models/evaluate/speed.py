@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from models.errors import DataInvalid
 from models.evaluate.variants import Variant, backend_libraries
 from models.recipe.parts import FIRST_BACKEND
-from service.runtime.encode import Encoder, Text, pad
+from service.runtime.encode import Encoded, Encoder, Text, pad
 from service.runtime.heads import ExitPolicy, never
 from service.runtime.student import Student, batches_by_length
 
@@ -38,12 +38,19 @@ _SAID = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One side: how it makes ids, and how it answers a padded batch. `stride`: it runs every so many-th batch only."""
+    """One side: how it makes ids, and how it answers a batch of them. `stride`: it runs every so many-th batch only.
+    `padded`: what it answers is padded beforehand; two texts that are read apart it pads by itself."""
 
     name: str
     encoder: Encoder
-    run: Callable[[Feeds], object]
+    run: Callable[[Any], object]
     stride: int = 1
+    padded: bool = True
+
+    def ids_of(self, texts: Sequence[Text]) -> Feeds | Sequence[Encoded]:
+        """A batch as `run` takes it."""
+        encoded = self.encoder.encode(texts)
+        return pad(encoded, pad_id=self.encoder.pad_id) if self.padded else encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +127,18 @@ def student_contenders(student: Student, risks: Sequence[float]) -> tuple[Conten
         if policy.risk_applied != risk:
             where = f"{student.manifest.name} {student.precision} on {student.backend}"
             raise DataInvalid(f"{where}: no operating point of risk {risk:g}")
-        found.append(Contender(f"{name}, risk {risk:g}", student.encoder, _runner(student, policy)))
-    return (*found, Contender(f"{name}, full depth", student.encoder, _runner(student, never(student.manifest))))
+        found.append(_contender(f"{name}, risk {risk:g}", student, policy))
+    return (*found, _contender(f"{name}, full depth", student, never(student.manifest)))
+
+
+def _contender(name: str, student: Student, policy: ExitPolicy) -> Contender:
+    """A pipeline of one stage (a teacher) calls its graph directly, without the loop over stages."""
+    if student.apart is not None:
+        return Contender(name, student.encoder, lambda encoded: student.run(encoded, policy), padded=False)
+    return Contender(name, student.encoder, _runner(student, policy))
 
 
 def _runner(student: Student, policy: ExitPolicy) -> Callable[[Feeds], object]:
-    """A pipeline of one stage (a teacher) calls its graph directly, without the loop over stages."""
     if len(student.manifest.stages) > 1:
         return lambda feeds: student.run_padded(feeds, policy)
     inputs = student.manifest.stages[0].inputs
@@ -154,7 +167,7 @@ def frontier(student: Student, texts: Sequence[Text], *, most_rows: int = 1_000)
     certificate = student.manifest.certificate(backend=student.backend, precision=student.precision)
     policies = {f"exit {leave.id}": _all_at(index, len(exits)) for index, leave in enumerate(exits)}
     policies |= {f"risk {p.risk:g}": student.policy(p.risk) for p in (certificate.points if certificate else ())}
-    contenders = [Contender(name, student.encoder, _runner(student, policy)) for name, policy in policies.items()]
+    contenders = [_contender(name, student, policy) for name, policy in policies.items()]
     return measure(contenders, chosen, order_by=student.encoder, repeats=3, modes=("ids",), batch_sizes=(BATCH_ITEMS,))
 
 
@@ -225,19 +238,19 @@ def _pass(
     contender: Contender, texts: Sequence[Text], batches: Sequence[Sequence[int]], mode: Mode
 ) -> Callable[[], None]:
     """One pass of a contender over its batches."""
-    encoder, run = contender.encoder, contender.run
+    run = contender.run
     chosen = [[texts[i] for i in batch] for batch in batches]
     if mode == "texts":
 
         def over_texts() -> None:
             for batch in chosen:
-                run(pad(encoder.encode(batch), pad_id=encoder.pad_id))
+                run(contender.ids_of(batch))
 
         return over_texts
-    feeds = [pad(encoder.encode(batch), pad_id=encoder.pad_id) for batch in chosen]
+    ready = [contender.ids_of(batch) for batch in chosen]
 
     def over_ids() -> None:
-        for batch in feeds:
+        for batch in ready:
             run(batch)
 
     return over_ids

@@ -7,7 +7,7 @@ student's, so that both read as much of a long text. Input "ids" times the graph
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -87,7 +87,7 @@ def _lengths(student: Bundle, teacher: Bundle) -> str:
 
 def _teacher(teacher: Student) -> tuple[Contender, ...]:
     (full,) = contenders_of(teacher, ())
-    return (Contender(f"teacher {Variant(teacher.backend, teacher.precision).name}", full.encoder, full.run),)
+    return (replace(full, name=f"teacher {Variant(teacher.backend, teacher.precision).name}"),)
 
 
 def ratios_table(measured: SpeedReport, baseline: str) -> str:

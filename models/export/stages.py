@@ -1,7 +1,7 @@
 """Torch stages to ONNX graphs: one file each, standard operators only, any batch and length, checked against torch.
 
 B items, T tokens, H hidden, C labels, D embedding dimensions; where two texts are apart, Q tokens of the first and T of
-the second, S width of a state.
+the second, S width of a state, or D of a vector.
 """
 
 import warnings
@@ -46,9 +46,10 @@ class StageLike(Protocol):
 
     `forward` takes its inputs in the order of `input_names` (`input_ids` or `hidden` first, then token inputs) and
     returns a tuple of outputs in the order of `output_names` (`hidden`, `logits`, `score`, `embedding`; `state`, int8
-    [B, T, S], of one text that is read apart). A stage that joins two such texts reads `first`, `first_mask`, `second`
-    and `second_mask`, says in `sources` where they come from and in `state_width` what S is. `scope` and `cacheable`,
-    where it has them, are those of the manifest.
+    [B, T, S], or `vector`, of one text that is read apart). A stage that joins two such texts reads `first`,
+    `first_mask`, `second` and `second_mask`, says in `sources` where they come from and in `state_width` what S is; or
+    `first` and `second` alone, float32 [B, D], and in `vector_width` what D is. `scope` and `cacheable`, where it has
+    them, are those of the manifest.
     """
 
     @property
@@ -166,6 +167,9 @@ def _sample(module: Any, shape: tuple[int, int], hidden: int, *, seed: int) -> t
         "second": lambda: torch.randint(-127, 128, (*longer, width), generator=draw).to(torch.int8),
         "second_mask": lambda: _sampled_mask(longer, draw),
     }
+    if hasattr(module, "vector_width"):
+        vectors = (shape[0], int(module.vector_width))
+        made |= dict.fromkeys(("first", "second"), lambda: torch.randn(vectors, generator=draw))
     return tuple(made[name]() for name in module.input_names)
 
 
@@ -188,6 +192,9 @@ def to_onnx(
     """
     lengths = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", STATES, "hidden", "state"), "T")
     lengths |= {"first": "Q", "first_mask": "Q", "second": "T", "second_mask": "T"}
+    for name, value in zip(inputs, arguments, strict=True):
+        if value.ndim < 3 and value.is_floating_point():
+            lengths.pop(name, None)
     open_dims = {name: {0: "B", 1: lengths[name]} if name in lengths else {0: "B"} for name in (*inputs, *outputs)}
     with warnings.catch_warnings():
         # subtle: the newer exporter needs another package and names parameters after positions; training for int8

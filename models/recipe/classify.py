@@ -117,6 +117,8 @@ class ClassifyRecipe(Recipe):
         if student != "encoder" and self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError(f"compress: qat is for student.architecture encoder, not {student}")
         inside = any(each.hidden is not None or each.attention is not None for each in self.distil.objectives)
+        if student == "siamese" and inside:
+            raise ValueError("distil.objectives: hidden and attention look at both texts, as no layer of siamese does")
         if student not in ("encoder", "cascade") and inside:
             raise ValueError(f"distil.objectives: hidden and attention need layers, which {student} has not")
         if not self.distil.gold_weight and not any(

@@ -94,6 +94,44 @@ class EncoderSettings(Part):
         return self
 
 
+class SiameseSettings(Part):
+    """A transformer encoder that reads each text of a pair alone, to one vector, and a head that joins two: one exit.
+
+    `vector_width`: numbers of a vector, a linear map of the mean and the largest of the text's last states; `null`:
+    they are the vector themselves. `head_width`: of the head's inner layer. `max_tokens`: of each text.
+    """
+
+    architecture: Literal["siamese"]
+    layers: Count = 4
+    hidden: Count = 128
+    heads: Count = 2
+    feed_forward: Count = 512
+    activation: Literal["relu", "gelu"] = "gelu"
+    token_width: Count | None = None
+    attention_width: Count | None = None
+    vector_width: Count | None = None
+    head_width: Count = 256
+    embeddings: Literal["teacher-pca", "teacher", "random"] = "teacher-pca"
+    initialise: Literal["random", "teacher-layers"] = "random"
+    teacher_layers: Layers = ()
+    vocabulary: Literal["trimmed", "full"] = "trimmed"
+    vocabulary_min_count: Count = 1
+    max_tokens: Tokens = 64
+    dropout: Less = 0.1
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Attention layers run up to each exit."""
+        return (self.layers,)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.attention_width or self.hidden) % self.heads:
+            raise ValueError(f"{'attention_width' if self.attention_width else 'hidden'} must be a multiple of heads")
+        check_layers(self)
+        return self
+
+
 class NgramShape(Part):
     """A bag of n-grams of word pieces: their rows averaged order by order, then one inner layer.
 
@@ -174,11 +212,12 @@ Student = Annotated[
     | Annotated[NgramSettings, Tag("<ngram>")]
     | Annotated[CascadeSettings, Tag("<cascade>")]
     | Annotated[BilstmSettings, Tag("<bilstm>")]
-    | Annotated[CnnSettings, Tag("<cnn>")],
+    | Annotated[CnnSettings, Tag("<cnn>")]
+    | Annotated[SiameseSettings, Tag("<siamese>")],
     Discriminator(
         tagged("encoder"),
         custom_error_type="architecture",
-        custom_error_message="architecture must be one of encoder, ngram, cascade, bilstm, cnn",
+        custom_error_message="architecture must be one of encoder, ngram, cascade, bilstm, cnn, siamese",
     ),
 ]
 """A classify student's shape, of any architecture."""

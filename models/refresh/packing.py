@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,21 @@ from models.compress.pipeline import final_outputs, quantise_stages
 from models.compress.qat import bake, fake_quantise, measure_ranges, stage_ranges
 from models.compress.ranges import Feeds, Range
 from models.compress.receipt import Receipt, make_receipt
+from models.compress.stored import store_weights
 from models.compress.token_table import quantise_token_table
 from models.distill.train import TransferSet, distil
 from models.export.bundle import BundleParts, write_draft
 from models.export.golden_texts import GOLDEN_TEXTS, golden_texts
 from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
+from models.refresh.rank_packing import feeds_apart
 from models.refresh.training import Run, Trained, diverging, takes_pairs, texts_of
+from models.students.siamese import SiameseStudent
 from models.students.student import Student, exit_names
 from models.teachers.teacher import Teacher
 from models.teachers.tokens import Text, feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Exit, Provenance
+from service.bundle.sources import JOINED
 
 DRAFT_STEP = 1
 
@@ -83,7 +87,8 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
             graphs={precision: graphs[precision] for precision in recipe.publish.precisions},
             default_precision=recipe.publish.default_precision,
             provenance=provenance,
-            pairs="joint" if takes_pairs(run.splits) else "none",
+            pairs=_pairs(run, student),
+            requires=(JOINED,) if isinstance(student, SiameseStudent) else (),
             golden_texts=golden_texts((*GOLDEN_TEXTS, *recipe.golden_texts), pairs=takes_pairs(run.splits)),
         )
         shutil.rmtree(folder / "bundle", ignore_errors=True)  # what a killed run left
@@ -96,10 +101,18 @@ def make_draft(run: Run, teacher: Teacher, trained: Trained, transfer: Transfer,
     return Draft(folder / "bundle", tuple(receipts))
 
 
+def _pairs(run: Run, student: Student) -> Literal["none", "joint", "separate"]:
+    if isinstance(student, SiameseStudent):
+        return "separate"
+    return "joint" if takes_pairs(run.splits) else "none"
+
+
 def _exits(student: Student, exported: Sequence[ExportedStage]) -> tuple[Exit, ...]:
+    names = exit_names(student)
+    # of two texts read apart, the stages before the one exit have none
     return tuple(
         Exit(id=name, stage=each.stage.id, output="logits", depth=depth)
-        for name, each, depth in zip(exit_names(student), exported, student.depths(), strict=True)
+        for name, each, depth in zip(names, exported[-len(names) :], student.depths(), strict=True)
     )
 
 
@@ -130,7 +143,29 @@ def _graphs(
         settings=Int8Settings(percentile=settings.percentile),
         trained=by_stage,
     )
-    return {"fp32": fp32, "int8": int8}, [*receipts, receipt.line()]
+    receipts.append(receipt.line())
+    if isinstance(student, SiameseStudent):
+        receipts.append(_stored(exported, int8, batches).line())
+    return {"fp32": fp32, "int8": int8}, receipts
+
+
+def _stored(exported: Sequence[ExportedStage], graphs: Mapping[str, Path], batches: Sequence[Feeds]) -> Receipt:
+    """Store what the graphs still compute with in float32 as int8, in place: a head of two vectors is nothing else."""
+    stages = [each.stage for each in exported]
+    before = {stage_id: path.with_suffix(".whole") for stage_id, path in graphs.items()}
+    for stage_id, path in graphs.items():
+        shutil.copyfile(path, before[stage_id])
+        onnx.save(store_weights(onnx.load(path)), path)
+    receipt = make_receipt(
+        "float32 weights stored in 8 bits",
+        before=list(before.values()),
+        after=list(graphs.values()),
+        outputs_before=final_outputs(stages, before, batches),
+        outputs_after=final_outputs(stages, graphs, batches),
+    )
+    for path in before.values():
+        path.unlink()
+    return receipt
 
 
 def _int8_tables(exported: Sequence[ExportedStage], batches: Sequence[Feeds]) -> Receipt:
@@ -156,11 +191,15 @@ def _int8_tables(exported: Sequence[ExportedStage], batches: Sequence[Feeds]) ->
 
 
 def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """Evenly spread whole training rows in the student's ids; the longest rows, where they are parts of others."""
+    """Evenly spread whole training rows in the student's ids; the longest rows, where they are parts of others. Texts
+    that the student reads apart, each under its side."""
     texts = texts_of(run.splits.train)
     if run.recipe.data.parts == "substrings":
         texts = sorted(texts, key=lambda text: len(str(text)))[-4 * settings.rows :]
     chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
+    if isinstance(trained.student, SiameseStudent):
+        pairs = [text for text in chosen if not isinstance(text, str)]
+        return feeds_apart(trained.trimmed.tokenizer_json, pairs, max_tokens=run.recipe.student.max_tokens)
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
     return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
 

@@ -18,7 +18,7 @@ from models.distill.train import Inside, TransferSet, distil, inside_of, needs_i
 from models.errors import OfflineError, RecipeInvalid
 from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import digest_of
-from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings
+from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, SiameseSettings
 from models.recipe.student import Student as StudentSettings
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
@@ -84,14 +84,18 @@ def texts_of(rows: Sequence[Row]) -> list[Text]:
 
 
 def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
-    """Raises: RecipeInvalid: the rows are pairs, and the recipe's student or its compression is for single texts."""
-    if not takes_pairs(splits):
+    """Raises: RecipeInvalid: the rows are pairs, and the recipe's student or its compression is for single texts; or
+    the other way round."""
+    first, student = splits.train[0], recipe.student
+    place, siamese = f"{first.file}:{first.line}", isinstance(student, SiameseSettings)
+    if siamese and not takes_pairs(splits):
+        raise RecipeInvalid(f"{place}: text_pair: missing, and student.architecture siamese takes pairs of texts")
+    if siamese or not takes_pairs(splits):
         return
-    first = splits.train[0]
-    where = f"{first.file}:{first.line}: text_pair"
-    if not isinstance(recipe.student, EncoderSettings):
-        raise RecipeInvalid(f"{where}: student.architecture {recipe.student.architecture} takes single texts")
-    if recipe.student.local_features or (recipe.int8 is not None and recipe.int8.int8 == "qat"):
+    where = f"{place}: text_pair"
+    if not isinstance(student, EncoderSettings):
+        raise RecipeInvalid(f"{where}: student.architecture {student.architecture} takes single texts")
+    if student.local_features or (recipe.int8 is not None and recipe.int8.int8 == "qat"):
         raise RecipeInvalid(f"{where}: student.local_features and compress qat are for single texts")
 
 
@@ -193,7 +197,7 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[Text], gold: npt.ND
             pairs=takes_pairs(run.splits),
             teacher_heads=int(teacher.config.num_attention_heads),
         )
-        tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=recipe.student.max_tokens)
+        tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=sequence_tokens(recipe.student))
         with run.reporter.step("student") as progress, diverging():
             distil(
                 student,
@@ -210,6 +214,15 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[Text], gold: npt.ND
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
     return load_trained(run.cache.run("student", inputs, make))
+
+
+def sequence_tokens(settings: StudentSettings) -> int:
+    """The longest sequence that a student is trained on; of two texts apart, it holds both at their longest.
+
+    >>> sequence_tokens(SiameseSettings(architecture="siamese", max_tokens=16))
+    31
+    """
+    return 2 * settings.max_tokens - 1 if isinstance(settings, SiameseSettings) else settings.max_tokens
 
 
 def _vocabulary(recipe: ClassifyRecipe, teacher: Teacher, texts: Sequence[Text]) -> Trimmed:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.errors import RecipeInvalid
 from models.recipe.over_tokens import BilstmSettings, CnnSettings
-from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, NgramShape
+from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, NgramShape, SiameseSettings
 from models.recipe.student import Student as StudentSettings
 from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cascade import CascadeConfig, CascadeStudent
@@ -17,6 +17,7 @@ from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.initialise import from_teacher_embeddings, from_teacher_layers, principal_parts
 from models.students.ngram import NgramConfig, NgramStudent, next_prime
+from models.students.siamese import SiameseConfig, SiameseStudent, check_apart
 from models.students.student import Student
 from models.students.vocabulary import Trimmed
 
@@ -49,9 +50,9 @@ def new_student(
         trimmed: its vocabulary.
         state: the teacher encoder's weights by their Hugging Face names (`Teacher.encoder_state`).
         seed: decides every random weight.
-        pairs: the texts are pairs, read as one sequence; for an encoder.
+        pairs: the texts are pairs, which an encoder reads as one sequence.
         teacher_heads: attention heads of each of the teacher's layers; None: the student's.
-    Raises: RecipeInvalid: the shape does not fit what it is to be initialised from.
+    Raises: RecipeInvalid: the shape does not fit what it is to be initialised from, or the tokenizer the student.
     """
     torch.manual_seed(seed)
     if isinstance(settings, CascadeSettings):
@@ -68,6 +69,11 @@ def new_student(
         return _new_bilstm(settings, n_labels, trimmed, state)
     if isinstance(settings, CnnSettings):
         return _new_cnn(settings, n_labels, trimmed, state)
+    if isinstance(settings, SiameseSettings):
+        check_apart(trimmed.tokenizer_json)
+        siamese = SiameseStudent(_siamese_config(settings, n_labels, trimmed))
+        _start_encoder(siamese.encoder, settings, trimmed, state, teacher_heads=teacher_heads)
+        return siamese
     encoder = EncoderStudent(_encoder_config(settings, n_labels, trimmed, pairs=pairs))
     _start_encoder(encoder, settings, trimmed, state, teacher_heads=teacher_heads)
     return encoder
@@ -97,7 +103,7 @@ def _encoder_config(
 
 def _start_encoder(
     student: EncoderStudent,
-    settings: EncoderSettings,
+    settings: EncoderSettings | SiameseSettings,
     trimmed: Trimmed,
     state: State,
     *,
@@ -107,6 +113,25 @@ def _start_encoder(
         from_teacher_embeddings(student, state, trimmed.kept_ids, whole=settings.embeddings == "teacher")
     if settings.initialise == "teacher-layers":
         from_teacher_layers(student, state, settings.teacher_layers, teacher_heads=teacher_heads)
+
+
+def _siamese_config(settings: SiameseSettings, n_labels: int, trimmed: Trimmed) -> SiameseConfig:
+    encoder = EncoderConfig(
+        vocabulary=len(trimmed.kept_ids),
+        width=1,
+        layers=settings.layers,
+        hidden=settings.hidden,
+        heads=settings.heads,
+        feed_forward=settings.feed_forward,
+        exits=(),
+        max_tokens=settings.max_tokens,
+        token_width=settings.token_width,
+        activation=settings.activation,
+        dropout=settings.dropout,
+        attention_width=settings.attention_width,
+        pairs=True,
+    )
+    return SiameseConfig(encoder, n_labels, settings.head_width, settings.vector_width)
 
 
 def _ngram_config(settings: NgramShape, n_labels: int, trimmed: Trimmed, max_tokens: int) -> NgramConfig:

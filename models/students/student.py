@@ -18,10 +18,11 @@ from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.cnn import CnnConfig, CnnStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.ngram import NgramConfig, NgramStudent
+from models.students.siamese import SiameseConfig, SiameseStudent
 from models.students.split_ranker import SplitRanker
 from models.students.static import StaticEmbedder
 
-Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent
+Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent | SiameseStudent
 Ranker = EncoderStudent | SplitRanker
 """What scores pairs: both texts as one sequence, or apart and then joined."""
 
@@ -38,7 +39,7 @@ class Table:
 
 def encoder_of(student: Student | SplitRanker | StaticEmbedder) -> EncoderStudent | None:
     """The transformer that reads ids in it, or None."""
-    if isinstance(student, CascadeStudent):
+    if isinstance(student, CascadeStudent | SiameseStudent):
         return student.encoder
     if isinstance(student, SplitRanker):
         return student.lower
@@ -72,7 +73,7 @@ def exit_name(layer: int, layers: int) -> str:
 def exit_names(student: Student) -> tuple[str, ...]:
     """What its exits are called, in pipeline order."""
     encoder = encoder_of(student)
-    if encoder is None:
+    if encoder is None or isinstance(student, SiameseStudent):
         return ("full",)
     config = encoder.config
     names = tuple(exit_name(layer, config.layers) for layer in config.exits)
@@ -114,6 +115,7 @@ _NAMES: Mapping[type[nn.Module], str] = {
     CascadeStudent: "cascade",
     BilstmStudent: "bilstm",
     CnnStudent: "cnn",
+    SiameseStudent: "siamese",
 }
 
 
@@ -123,6 +125,9 @@ def _of_shape(architecture: str, shape: Mapping[str, Any]) -> Student:
     if architecture == "cascade":
         parts = NgramConfig(**_tuples(shape["ngram"])), EncoderConfig(**_tuples(shape["encoder"]))
         return CascadeStudent(CascadeConfig(*parts))
+    if architecture == "siamese":
+        inner = EncoderConfig(**_tuples(shape["encoder"]))
+        return SiameseStudent(SiameseConfig(**{**shape, "encoder": inner}))
     if architecture == "bilstm":
         return BilstmStudent(BilstmConfig(**shape))
     if architecture == "cnn":
