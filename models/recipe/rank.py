@@ -282,12 +282,24 @@ class RankObjective(Part):
         return self
 
 
+class StatesDistil(Part):
+    """How a split ranker's states are first made to tell what the teacher's lower layers give, text by text."""
+
+    epochs: Positive = 3
+    batch_texts: Count = 32
+    learning_rate: Positive = 1e-3
+    warm_up: Share = 0.06
+
+
 class RankDistil(Part):
     """How the student is trained on the teacher's scores of lists.
 
     `gold_weight`: share of the loss that is the cross-entropy with the relevant passages. `unanswered`: whether
     queries of train without a relevant passage are learned from too; the teacher scores theirs like any other's.
+    `states`: what comes before, of a split ranker that starts from the teacher's layers.
     """
+
+    states: StatesDistil | None = None
 
     objectives: Annotated[tuple[RankObjective, ...], Field(min_length=1)]
     gold_weight: Share = 0.1
@@ -333,6 +345,9 @@ class RankRecipe(Recipe):
             raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
         if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
+        split = isinstance(self.student, SplitRankerStudent) and self.student.initialise == "teacher-layers"
+        if self.distil.states is not None and not split:
+            raise ValueError("distil.states is for split rankers that start from teacher-layers")
         return self
 
     def files(self) -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from models.data.rank_lists import training_lists
 from models.data.rank_sets import Ranking
 from models.data.rankings import RankSplits, digest_of_rankings
 from models.distill.rank import RankTransfer, distil_ranker
+from models.distill.states import Apart, distil_states
 from models.errors import TeacherInvalid
 from models.evaluate.ranking import Scores
 from models.recipe.rank import RankRecipe, RankStudent, SplitRankerStudent
@@ -24,7 +25,7 @@ from models.refresh.training import diverging
 from models.students.cross_encoder import new_cross_encoder
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.split_ranker import SplitConfig, SplitRanker
-from models.students.split_start import Sample, new_split_ranker
+from models.students.split_start import Sample, new_split_ranker, teacher_below
 from models.students.student import Ranker
 from models.students.vocabulary import Text, Trimmed, trim_tokenizer, untrimmed
 from models.teachers.cross_encoder import GradedLists, cross_encoder, fine_tune_ranker
@@ -36,7 +37,7 @@ from models.teachers.tokens import Padded, Tokens, batches_in_order_of_length, t
 TEACHER_STEP, STUDENT_STEP = 1, 1
 """Raised when a step's code changes what it makes, so that folders made by the old code are not reused."""
 
-_CHECKPOINT = "checkpoint.safetensors"
+_CHECKPOINT, _STATES_CHECKPOINT = "checkpoint.safetensors", "states.safetensors"
 _PROBE_PAIRS = 16
 _TRAINING_COST = 3.0
 _SAMPLE_TEXTS, _SAMPLE_BATCH = 160, 16
@@ -162,6 +163,7 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
         ordered, theirs = _best_first(lists, scores)
         trimmed = _trimmed(recipe.student, teacher, pairs)
         student = _new_student(recipe, teacher, trimmed, lists)
+        _learn_states(run, student, teacher, trimmed, pairs, folder)
         tokens = _in_lists(recipe.student, trimmed, graded(ordered))
         with run.reporter.step("student") as progress, diverging():
             distil_ranker(
@@ -173,7 +175,8 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
                 progress=progress,
             )
         _save(folder, student, trimmed)
-        (folder / _CHECKPOINT).unlink(missing_ok=True)
+        for left in (_CHECKPOINT, _STATES_CHECKPOINT):
+            (folder / left).unlink(missing_ok=True)
 
     return load_ranker(run.cache.run("ranker", inputs, make))
 
@@ -196,6 +199,37 @@ def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, lists: 
             settings, trimmed=trimmed, state=state, teacher_heads=heads, sample=sample, seed=recipe.seed
         )
     return new_cross_encoder(settings, trimmed=trimmed, state=state, teacher_heads=heads, seed=recipe.seed)
+
+
+def _learn_states(
+    run: RankRun,
+    student: Ranker,
+    teacher: Teacher,
+    trimmed: Trimmed,
+    pairs: Sequence[tuple[str, str]],
+    folder: Path,
+) -> None:
+    """Distil a split ranker's states on the texts of the lists, where the recipe says so."""
+    settings, states = run.recipe.student, run.recipe.distil.states
+    if states is None or (folder / _CHECKPOINT).exists():  # a run that was killed after it goes on there
+        return
+    assert isinstance(settings, SplitRankerStudent) and isinstance(student, SplitRanker), "the recipe was checked"
+    queries, passages = (
+        tokenise(trimmed.tokenizer_json, list(dict.fromkeys(texts)), max_tokens=settings.max_tokens)
+        for texts in zip(*pairs, strict=True)
+    )
+    heads = int(teacher.config.num_attention_heads)
+    below = teacher_below(settings, trimmed=trimmed, state=teacher.encoder_state(), teacher_heads=heads)
+    with run.reporter.step("states") as progress, diverging():
+        distil_states(
+            student,
+            below,
+            Apart(queries, as_second(passages)),
+            states,
+            seed=run.recipe.seed,
+            checkpoint=folder / _STATES_CHECKPOINT,
+            progress=progress,
+        )
 
 
 def _in_lists(

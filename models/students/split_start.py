@@ -71,7 +71,8 @@ def new_split_ranker(
             teacher_heads=teacher_heads,
             keys="student.joined_",
         )
-        _fit_states(student, _teacher_below(settings, trimmed, state, teacher_heads), sample)
+        below = teacher_below(settings, trimmed=trimmed, state=state, teacher_heads=teacher_heads)
+        _fit_states(student, below, sample)
     return student
 
 
@@ -106,8 +107,8 @@ def _config(settings: SplitRankerStudent, *, vocabulary: int, teacher_heads: int
     )
 
 
-def _teacher_below(
-    settings: SplitRankerStudent, trimmed: Trimmed, state: Mapping[str, Tensor], teacher_heads: int
+def teacher_below(
+    settings: SplitRankerStudent, *, trimmed: Trimmed, state: Mapping[str, Tensor], teacher_heads: int
 ) -> EncoderStudent:
     """The teacher's own layers below the first joined one, whose states that one was trained to read."""
     layers = settings.joined_teacher_layers[0]
