@@ -71,6 +71,7 @@ def write_recipe(folder: Path, encoder_directory: Path) -> Path:
         },
         "student": STUDENT,
         "distil": {
+            "states": {"epochs": 2, "learning_rate": 0.005},
             "objectives": [{"listwise_kl": {}}, {"margin_mse": {"weight": 0.05}}],
             "negatives": {"hard": 2, "random": 1},
             "epochs": 4,
