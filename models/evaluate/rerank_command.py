@@ -18,6 +18,7 @@ from models.evaluate.speed import machine_name, pinned
 from models.evaluate.tables import markdown
 from models.evaluate.variants import Variant, require_backends
 from models.recipe.parts import FIRST_BACKEND
+from service.runtime.memory import keep_freed
 
 
 def command(
@@ -39,6 +40,7 @@ def command(
         require_backends([teacher_backend], where="--teacher-backend")
         ours, theirs = open_bundle(student, store=store), open_bundle(teacher, store=store)
         asked = asked_of(corpus, queries, candidates=candidates, most_queries=most_queries)
+        keep_freed()  # as the service does; else page faults are half of what large batches take
         with pinned(core) as used:
             served = Variant(backend, ours.manifest.default_precision).load(ours)
             names = sorted(theirs.manifest.precisions, key=lambda name: name != "fp32")
