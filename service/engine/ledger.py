@@ -7,6 +7,7 @@ from service.engine.item import Item, ItemResult, Request
 from service.engine.observer import Dropped, EngineObserver
 from service.engine.queues import StageQueue
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
+from service.runtime.plan import StateExit
 from service.runtime.student import Outcome
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ class Ledger:
         self.running -= ended
         for exit_index, count in exits.items():
             leave = student.student.pipeline.exits[exit_index]
+            if isinstance(leave, StateExit):
+                continue  # a text that was read is no answer
             self._observer.exit(student, leave.id, leave.depth, count)
         if exits:
             lane.forecast.ended(sum(exits.values()), answered_tokens)

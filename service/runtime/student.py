@@ -54,7 +54,8 @@ class BatchOutcome:
 class TextReader:
     """The stages that read one text of a pair by itself, as a student of their own. Safe from several threads."""
 
-    def __init__(self, manifest: Manifest, run_stage: RunStage) -> None:
+    def __init__(self, manifest: Manifest, run_stage: RunStage, *, backend: str) -> None:
+        self.backend = backend
         self.pipeline: Pipeline = apart_pipeline_of(manifest)
         self.pad_id = self.pipeline.pad_id
         self._run_stage = run_stage
@@ -117,7 +118,7 @@ class Student:
             bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id, apart=separate
         )
         self.pipeline = pipeline_of(self.manifest)
-        self.apart = TextReader(self.manifest, self.run_stage) if separate else None
+        self.apart = TextReader(self.manifest, self.run_stage, backend=self.backend) if separate else None
 
     def __repr__(self) -> str:
         return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"

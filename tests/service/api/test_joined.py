@@ -75,6 +75,12 @@ async def test_known_passages_are_read_once_and_answer_alike(app: Any) -> None:
     reads = await app.metric('understudy_batch_items_sum{model="split",stage="00"}')
     assert reads == 1 + 5 + 1 + 1, "two queries and six passages"
     assert await app.metric('understudy_batch_items_sum{model="split",stage="01"}') == 5 + 6
+    assert await app.metric('understudy_depth_count{model="split"}') == 5 + 6, "a text that was read is no answer"
+    assert await app.metric('understudy_exits_total{exit="full",model="split",version="1"}') == 5 + 6
+    assert await app.metric('understudy_exits_total{exit="state",model="split",version="1"}') is None
+    for stage in ("00", "01"):
+        series = f'understudy_stage_seconds_count{{backend="onnxruntime",model="split",stage="{stage}"}}'
+        assert await app.metric(series) == 2
 
 
 async def test_what_is_kept_of_a_passage_is_its_states_in_int8(app: Any) -> None:
