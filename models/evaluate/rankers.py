@@ -16,7 +16,9 @@ from models.teachers.fit import Progress
 from models.teachers.labels import label
 from models.teachers.teacher import Teacher
 from service.runtime.encode import Text
-from service.runtime.student import Student, batches_by_length
+from service.runtime.heads import never
+from service.runtime.joined import JoinedPair, State, as_second, joined_feeds
+from service.runtime.student import Student, TextReader, batches_by_length
 
 _BATCH_ITEMS = 32
 _SCORED_AT_ONCE = 20_000
@@ -38,7 +40,40 @@ def student_scores(student: Student, rankings: Sequence[Ranking], *, name: str =
 
 
 def _joint(student: Student, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:
+    if student.apart is not None:
+        return _joined(student, student.apart, rankings)
     return _lists(_outputs(student, [pair for ranking in rankings for pair in ranking.pairs]), rankings)
+
+
+def _joined(student: Student, reader: TextReader, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:
+    """As pairs would be scored, each distinct text being read once."""
+    source = student.pipeline.joins
+    assert source is not None, "a student that reads texts apart joins them"
+    queries = _states(student, reader, list(dict.fromkeys(each.query for each in rankings)), second=False)
+    passages = _states(student, reader, list(_places(rankings)), second=True)
+    found = []
+    for ranking in rankings:
+        pairs = [JoinedPair(queries[ranking.query], passages[passage]) for passage in ranking.passages]
+        scores = np.zeros(len(pairs), np.float32)
+        order = np.argsort([pair.kept for pair in pairs], kind="stable")
+        for begin in range(0, len(pairs), _BATCH_ITEMS):
+            places = order[begin : begin + _BATCH_ITEMS]
+            feeds = joined_feeds([pairs[at] for at in places], source)
+            scores[places] = student.run_padded(feeds, never(student.manifest)).raw
+        found.append(scores)
+    return tuple(found)
+
+
+def _states(student: Student, reader: TextReader, texts: Sequence[str], *, second: bool) -> dict[str, State]:
+    """What each text gives."""
+    encoded = student.encoder.encode(texts)
+    if second:
+        encoded = [as_second(each) for each in encoded]
+    states: dict[str, State] = {}
+    for batch in batches_by_length(encoded, _BATCH_ITEMS):
+        read = reader.read([encoded[at] for at in batch])
+        states |= {texts[at]: state for at, state in zip(batch, read, strict=True)}
+    return states
 
 
 def _separate(student: Student, rankings: Sequence[Ranking]) -> tuple[Scores, ...]:

@@ -1,5 +1,6 @@
 """The rankers beside a student: each scores every list in its order, empty lists too."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from models.data.rank_sets import Ranking
-from models.evaluate.rankers import bi_encoder_order, bm25_order, given_order, teacher_scores
+from models.evaluate.rankers import bi_encoder_order, bm25_order, given_order, student_scores, teacher_scores
 from models.teachers.cross_encoder import LABELS
 from models.teachers.teacher import MeanPooled, Teacher, load_teacher
+from service.bundle.load import load_bundle
+from service.runtime.student import Student
 
 RANKINGS = (
     Ranking("lost card", ("my card is lost", "a film", "card"), (1.0, 0.0, 0.0)),
@@ -52,3 +55,21 @@ def test_a_teacher_scores_each_pair_once(scorer: Teacher, tmp_path: Path) -> Non
     assert [len(scores) for scores in found.scores] == [3, 0, 2]
     again = teacher_scores(scorer, RANKINGS, directory=tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(found.scores, again.scores, strict=True))
+
+
+def test_a_split_ranker_reads_each_text_once_and_scores_as_pairs(
+    tmp_path: Path, build_bundle: Callable[..., Path]
+) -> None:
+    path = build_bundle(tmp_path / "split", task="rank", pairs="separate", joined=True)
+    student = Student(load_bundle(path), precision="fp32")
+    rankings = [
+        Ranking("is it good", ("this film is great", "bad", ""), (1.0, 0.0, 0.0)),
+        Ranking("where is my card", ("bad", "my card is slow"), (0.0, 1.0)),
+        Ranking("is it good", (), ()),
+    ]
+    scored = student_scores(student, rankings)
+    for ranking, scores in zip(rankings, scored.scores, strict=True):
+        assert len(scores) == len(ranking.passages)
+        if ranking.pairs:
+            wanted = student.all_exits(student.encoder.encode(ranking.pairs))[-1]
+            np.testing.assert_allclose(scores, wanted, atol=1e-6)

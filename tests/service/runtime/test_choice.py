@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from service.runtime.choice import (
     text_s,
 )
 from service.runtime.cost import StageCost
+from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
 
 ORT8, ORT32 = Candidate("onnxruntime", "int8"), Candidate("onnxruntime", "fp32")
@@ -224,6 +226,9 @@ class Scripted:
     def __init__(self, clock: "Clock", token_s: float) -> None:
         self._clock, self._token_s = clock, token_s
         self.shapes: list[tuple[int, ...]] = []
+
+    def of_ids(self, ids: np.ndarray) -> Encoded:
+        return Encoded(ids, np.zeros_like(ids), tokens=len(ids), kept=len(ids))
 
     def policy(self, exit: str = "default", /) -> ExitPolicy:
         return ExitPolicy(())
