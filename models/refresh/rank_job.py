@@ -45,7 +45,7 @@ from service.bundle.manifest import Provenance
 from service.runtime.student import Student
 from service.store.store import Store
 
-GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1
+GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 2
 
 _COMPANY_QUERIES = 12
 _COMPANY_SHARE = 0.02

@@ -145,8 +145,7 @@ def _summary(card: RankCard) -> str:
         f"# {manifest.name}",
         "",
         *([description, ""] if description else []),
-        f"A rank student that reads query and passage together, up to {manifest.max_tokens} tokens; teacher: "
-        f"{manifest.provenance.teacher or 'not stated'}.",
+        f"A rank student that reads {_reading(manifest)}; teacher: {manifest.provenance.teacher or 'not stated'}.",
         "",
     ]
     for each in card.tests:
@@ -158,6 +157,12 @@ def _summary(card: RankCard) -> str:
             f"teacher's (95% interval {kept.low:.4f} to {kept.high:.4f}); {beside}."
         )
     return "\n".join(lines)
+
+
+def _reading(manifest: Manifest) -> str:
+    if manifest.apart:
+        return f"query and passage apart, up to {manifest.max_tokens} tokens of each, and joins them"
+    return f"query and passage together, up to {manifest.max_tokens} tokens"
 
 
 def _seeds(seeds: Sequence[RankSeed]) -> str:

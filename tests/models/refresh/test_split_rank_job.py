@@ -124,7 +124,9 @@ def test_the_student_ranks_as_it_was_taught(made: Path) -> None:
 def test_what_a_passage_costs_to_keep_is_told(made: Path) -> None:
     said = "state of a passage, 16 float32 -> 8 int8 a token: 64 -> 8 bytes a token (8 times less)"
     assert f"compress: {said}" in (made / "log.txt").read_text(encoding="utf-8")
-    assert said in (Store(made / "store").open("toy-split", 1).path / "card.md").read_text(encoding="utf-8")
+    card = (Store(made / "store").open("toy-split", 1).path / "card.md").read_text(encoding="utf-8")
+    assert said in card
+    assert "reads query and passage apart, up to 32 tokens of each, and joins them" in card
 
 
 def test_a_second_run_makes_nothing_anew(made: Path) -> None:
