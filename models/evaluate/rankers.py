@@ -53,7 +53,7 @@ def _joined(student: Student, reader: TextReader, rankings: Sequence[Ranking]) -
     passages = _states(student, reader, list(_places(rankings)), second=True)
     found = []
     for ranking in rankings:
-        pairs = [JoinedPair(queries[ranking.query], passages[passage]) for passage in ranking.passages]
+        pairs = [JoinedPair(queries[ranking.query], passages[passage], billed=0) for passage in ranking.passages]
         scores = np.zeros(len(pairs), np.float32)
         order = np.argsort([pair.kept for pair in pairs], kind="stable")
         for begin in range(0, len(pairs), _BATCH_ITEMS):

@@ -135,7 +135,7 @@ def _join(student: Student, query: State, states: Sequence[State]) -> None:
     assert source is not None, "a split ranker joins states"
     order = sorted(range(len(states)), key=lambda at: len(states[at]))
     for begin in range(0, len(order), BATCH_ITEMS):
-        pairs = [JoinedPair(query, states[at]) for at in order[begin : begin + BATCH_ITEMS]]
+        pairs = [JoinedPair(query, states[at], billed=0) for at in order[begin : begin + BATCH_ITEMS]]
         student.run_padded(joined_feeds(pairs, source), never(student.manifest))
 
 

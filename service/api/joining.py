@@ -35,7 +35,7 @@ async def run_joined(run: Run, encoded: Sequence[Encoded | ServiceError], *, tok
     first = await run([*firsts, *seconds], tokenize_s=tokenize_s, apart=True)
     states = [stated(text, one.end) for text, one in zip([*firsts, *seconds], first.items, strict=True)]
     pairs = iter(zip(states[: len(firsts)], states[len(firsts) :], strict=True))
-    units = [each if isinstance(each, ServiceError) else _joined(*next(pairs)) for each in encoded]
+    units = [each if isinstance(each, ServiceError) else _joined(each, *next(pairs)) for each in encoded]
     second = both(first, await run(units))
     items = (
         Answered(pair if isinstance(pair, Encoded) else None, one.end)
@@ -49,10 +49,10 @@ def stated(text: Encoded, end: Outcome | ServiceError) -> State | ServiceError:
     return end if isinstance(end, ServiceError) else state_of(text, end.raw)
 
 
-def _joined(first: State | ServiceError, second: State | ServiceError) -> JoinedPair | ServiceError:
+def _joined(pair: Encoded, first: State | ServiceError, second: State | ServiceError) -> JoinedPair | ServiceError:
     if isinstance(first, ServiceError):
         return first
-    return second if isinstance(second, ServiceError) else JoinedPair(first, second)
+    return second if isinstance(second, ServiceError) else JoinedPair(first, second, billed=pair.kept)
 
 
 def both(first: Inference, second: Inference) -> Inference:

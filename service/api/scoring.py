@@ -135,7 +135,7 @@ async def join_pairs(service: Service, served: Served, body: RankBody, *, policy
         service.passages.put(served.handle, ((key, one) for key, one in made.items() if isinstance(one, Stated)))
     entries = {**known, **made}
     taken_in = {key: one for key, one in entries.items() if isinstance(one, Stated)}
-    pairs = [JoinedPair(state, each) for one in taken_in.values() for each in one.states]
+    pairs = [JoinedPair(state, each, billed=len(each)) for one in taken_in.values() for each in one.states]
     second = await service.run(served, pairs, policy=policy, call=call)
     joined = dict(zip(taken_in, await aside(service, len(taken_in), partial(_joined, taken_in, second)), strict=True))
     scores = [refused[at] if at in refused else joined.get(key) or _error(entries[key]) for at, key in enumerate(keys)]

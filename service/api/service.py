@@ -265,7 +265,8 @@ class Service:
     def _admit(self, served: Served, items: int, call: Call) -> None:
         """Raises: Forbidden, QuotaExceeded, Overloaded, Draining, DeadlineExceeded, TooLarge: as `tokenize`."""
         self.access.admit(call.caller, model=served.name)
-        self.engine.check(served.handle, items, deadline=call.deadline)
+        for handle in served.handles:
+            self.engine.check(handle, items, deadline=call.deadline)
 
     def _begin(
         self,
@@ -278,7 +279,7 @@ class Service:
         apart: bool = False,
     ) -> Underway:
         good = [item for item in encoded if not isinstance(item, ServiceError)]
-        tokens = sum([item.kept for item in good])
+        tokens = sum([item.billed for item in good])
         if tokens > self.settings.max_request_tokens:
             raise TooLarge(f"{tokens} tokens; one request may have {self.settings.max_request_tokens}")
         if not self.access.open:
@@ -331,7 +332,7 @@ class Service:
     def _charge(self, served: Served, good: Sequence[Unit], ran: Sequence[ItemResult], call: Call) -> None:
         exits = served.manifest.exits
         compute = sum(
-            item.kept * (exits[result.outcome.exit_index].depth if isinstance(result.outcome, Outcome) else 1.0)
+            item.billed * (exits[result.outcome.exit_index].depth if isinstance(result.outcome, Outcome) else 1.0)
             for item, result in zip(good, ran, strict=True)
         )
         self.access.charge(call.caller, items=len(good), compute_tokens=compute)

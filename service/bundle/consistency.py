@@ -46,6 +46,9 @@ def _check_joined(manifest: "Manifest") -> None:
         return
     _require(JOINED in manifest.requires, f"requires: must name {JOINED!r} where a stage joins two texts")
     _require(manifest.pairs == "separate", "pairs: must be 'separate' where a stage joins two texts")
+    _require(manifest.task != "embed", "task: embed reads single texts; nothing joins them")
+    ends = {leave.output for leave in manifest.exits}
+    _require("embedding" not in ends, "exits: joined texts end in logits or in a score")
     alone = {f"{stage.id}.{name}" for stage in apart for name in stage.outputs}
     for stage in apart:
         _require(stage.scope == "item", f"stages: {stage.id!r} has scope {stage.scope!r}, and reads one text alone")

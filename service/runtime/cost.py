@@ -13,6 +13,7 @@ import numpy.typing as npt
 from service.bundle.load import Bundle
 from service.bundle.manifest import Manifest, Stage, Tensor
 from service.bundle.sources import side_of
+from service.runtime.joined import SHORT_TEXT
 from service.runtime.session import input_tensors
 
 Sample = tuple[int, int, float]
@@ -21,8 +22,6 @@ _ITEMS: Final = (1, 4, 16)
 _TOKENS: Final = (8, 16, 32, 64, 128, 256)
 # a shape's first run may plan it; of the others the fastest is taken, since a run is only ever disturbed upwards
 _REPEATS: Final = 3
-# tokens of the first text where two are joined: a query
-_SHORT_TEXT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +178,7 @@ class _Feeds:
 
     def _values(self, name: str, tensor: Tensor, items: int, tokens: int) -> npt.NDArray[Any]:
         source = side_of(self._sources[name])[1]
-        named = {"B": items, "T": tokens, "Q": min(tokens, _SHORT_TEXT)}
+        named = {"B": items, "T": tokens, "Q": min(tokens, SHORT_TEXT)}
         sizes = [named[dim] if isinstance(dim, str) else dim for dim in tensor.dims]
         if source == "input_ids":
             return np.broadcast_to(np.resize(np.array(self._ids, dtype=np.int64), tokens), sizes).copy()

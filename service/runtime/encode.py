@@ -53,6 +53,11 @@ class Encoded:
         return self.kept < self.tokens
 
     @property
+    def billed(self) -> int:
+        """Tokens that count against a quota."""
+        return self.kept
+
+    @property
     def fingerprint(self) -> bytes:
         """The same for the same ids."""
         return self.input_ids.tobytes()

@@ -16,17 +16,34 @@ State = npt.NDArray[Any]
 Feeds = dict[str, npt.NDArray[Any]]
 
 
+SHORT_TEXT = 16
+"""Tokens of a first text for which the costs of joining are measured: a query."""
+
+
+def joined_length(first: int, second: int) -> int:
+    """As how many tokens a pair counts that is joined: what joining costs grows with both texts.
+
+    >>> joined_length(12, 180), joined_length(64, 180), joined_length(256, 3)
+    (180, 720, 4096)
+    """
+    return max(first, second) * max(first, SHORT_TEXT) // SHORT_TEXT
+
+
 @dataclass(frozen=True, slots=True)
 class JoinedPair:
-    """What the stages that read one text wrote of the two texts of a pair: [tokens, S] each, or [S]."""
+    """What the stages that read one text wrote of the two texts of a pair: [tokens, S] each, or [S].
+
+    `billed`: tokens that count against a quota.
+    """
 
     first: State
     second: State
+    billed: int
 
     @property
     def kept(self) -> int:
-        """Tokens of the second text; 1 where a state is of a text as a whole."""
-        return len(self.second) if self.second.ndim > 1 else 1
+        """As how many tokens it counts in a batch; 1 where states are of texts as a whole."""
+        return joined_length(len(self.first), len(self.second)) if self.second.ndim > 1 else 1
 
     @property
     def fingerprint(self) -> bytes:

@@ -18,6 +18,7 @@ from service.bundle.sources import SIDES, side_of
 from service.errors import RunFailed
 from service.runtime import heads
 from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats
+from service.runtime.joined import joined_length
 from service.runtime.plan import Carried, Leave, Pipeline, StagePlan
 
 Array = npt.NDArray[Any]
@@ -25,6 +26,7 @@ Rows = npt.NDArray[np.int64]
 RunStage = Callable[[int, Mapping[str, Array], Sequence[str]], Mapping[str, Array]]
 # a threshold at which an exit is computed and nobody leaves; at None it is not computed
 UNREACHED: Final = math.inf
+_FIRST_MASK: Final = f"{SIDES[0]}:attention_mask"
 # the last exit's, where everyone leaves
 _ALWAYS: Final = -math.inf
 
@@ -183,10 +185,12 @@ class Pass:
     def _joined(self, carried: Carried, passes: Sequence["Pass"]) -> Array:
         """One carried tensor of all passes: [n, ...], or [n, T, ...] with short ones filled up to the longest."""
         values = [going._state[carried.source] for going in passes]
-        if not carried.has_tokens or all(value.shape[1] == self._longest for value in values):
+        # the first texts of pairs have lengths of their own
+        longest = self._longest if carried.has_tokens else max(value.shape[1:2] or (1,) for value in values)[0]
+        if values[0].ndim == 1 or all(value.shape[1] == longest for value in values):
             return np.concatenate(values)
         filler = self._pipeline.pad_id if carried.source == "input_ids" else 0
-        shape = (len(self._lengths), self._longest, *values[0].shape[2:])
+        shape = (len(self._lengths), longest, *values[0].shape[2:])
         joined = np.full(shape, filler, dtype=values[0].dtype)
         first = 0
         for value in values:
@@ -219,7 +223,7 @@ class Pass:
         raw = None if leave is None else outputs[leave.output]
         leaves, sure = self._leaving(leave, threshold, raw)
         leaving = 0 if raw is None else int(np.count_nonzero(leaves))
-        rows, longest, real = self.rows, self._longest, sum(self._lengths)
+        rows, longest, real = self.rows, self._counted(), sum(self._lengths)
         stepped = Stepped(self.stage, rows, leaves, leaving, raw, sure, plan.exit_index, longest, real, run_s)
         for name, source in plan.writes:
             self._state[source] = outputs[name]
@@ -227,6 +231,11 @@ class Pass:
         self._keep(None if leaving == 0 else ~leaves, plan.carried)
         self._zero_beyond([source for _, source in plan.writes])
         return stepped
+
+    def _counted(self) -> int:
+        """As how many tokens the longest item counts."""
+        first = self._state.get(_FIRST_MASK)
+        return self._longest if first is None or self._longest == 1 else joined_length(first.shape[1], self._longest)
 
     def _threshold(self, plan: StagePlan) -> float | Doubles | None:
         """That of a stage's exit, or each item's; None where nobody may leave."""

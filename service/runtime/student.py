@@ -15,15 +15,14 @@ from service.errors import GoldenMismatch, GraphMismatch, SettingsInvalid
 from service.runtime import heads
 from service.runtime.encode import Encoded, EncodedPair, Encoder, Ids, pad
 from service.runtime.heads import ExitPolicy, ExitSetting, Floats
-from service.runtime.joined import JoinedPair, State, joined_feeds, texts_of
+from service.runtime.joined import SHORT_TEXT, JoinedPair, State, joined_feeds, joined_length, texts_of
 from service.runtime.pipeline import UNREACHED, Array, Pass, Rows, RunStage
 from service.runtime.plan import Pipeline, apart_pipeline_of, pipeline_of
-from service.runtime.session import Execution, load_sessions
+from service.runtime.session import Execution, StageSession, load_sessions
 
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
 # cosine stays above 0.999); beyond this something is wrong
 BF16_RTOL: Final = 0.05
-_SHORT_TEXT: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +73,15 @@ class TextReader:
         return [state_of(text, raw) for text, raw in zip(texts, stepped.raw, strict=True)]
 
 
+def _runner(sessions: Sequence[StageSession]) -> RunStage:
+    """Runs stages by their number; it holds the sessions alone, so that a student is freed as soon as it is let go."""
+
+    def run(stage_index: int, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Mapping[str, Array]:
+        return sessions[stage_index].run(feeds, outputs)
+
+    return run
+
+
 def state_of(text: Encoded, raw: Array) -> State:
     """A copy of a text's row of a batch, without its padding."""
     return np.array(raw[: text.kept] if raw.ndim > 1 else raw)
@@ -118,7 +126,7 @@ class Student:
             bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id, apart=separate
         )
         self.pipeline = pipeline_of(self.manifest)
-        self.apart = TextReader(self.manifest, self.run_stage, backend=self.backend) if separate else None
+        self.apart = TextReader(self.manifest, _runner(self._pool.sessions), backend=self.backend) if separate else None
 
     def __repr__(self) -> str:
         return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"
@@ -155,22 +163,21 @@ class Student:
         """
         assert self.apart is not None, "this student reads a pair as one sequence"
         firsts, seconds = texts_of(pairs)
-        read = self.apart.read(firsts), self.apart.read(seconds, length=length)
-        return [JoinedPair(*each) for each in zip(*read, strict=True)]
+        read = zip(pairs, self.apart.read(firsts), self.apart.read(seconds, length=length), strict=True)
+        return [JoinedPair(first, second, billed=pair.kept) for pair, first, second in read]
 
     def _feeds(self, batch: Sequence[Encoded], length: int | None = None) -> Mapping[str, Array]:
         if self.pipeline.joins is None:
             return pad(batch, pad_id=self.pad_id, length=length)
         return joined_feeds(self.join(batch, length=length), self.pipeline.joins, length=length)
 
-    def of_ids(self, ids: Ids) -> Encoded:
-        """An item of these ids; where texts are read apart, a pair with a short first text."""
+    def of_ids(self, ids: Ids, *, first: int = SHORT_TEXT) -> Encoded:
+        """An item of these ids; where texts are read apart, a pair whose first text has so many of them."""
         types = np.zeros_like(ids)
         if self.apart is None:
             return Encoded(ids, types, tokens=len(ids), kept=len(ids))
-        first = ids[:_SHORT_TEXT]
-        both, kinds = np.concatenate([first, ids]), np.concatenate([types[: len(first)], types + 1])
-        return EncodedPair(both, kinds, tokens=len(both), kept=len(both), first_kept=len(first))
+        both, kinds = np.concatenate([ids[:first], ids]), np.concatenate([types[:first], types + 1])
+        return EncodedPair(both, kinds, tokens=len(both), kept=len(both), first_kept=len(both) - len(ids))
 
     def run_padded(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> BatchOutcome:
         """Answer a padded batch, compacting the survivors after each stage.
@@ -273,7 +280,8 @@ class Student:
                 f"token budget {token_budget} is below the {longest} tokens {self.manifest.name} takes"
             )
         ids = np.full(longest, self.pad_id, dtype=np.int64)
-        self.all_exits([self.of_ids(ids)] * (token_budget // longest))
+        tokens = longest if self.apart is None else joined_length(longest, longest)
+        self.all_exits([self.of_ids(ids, first=longest)] * max(1, token_budget // tokens))
 
 
 def _check_one_exit_shape(manifest: Manifest) -> None:
