@@ -26,10 +26,10 @@ from models.export.bundle import BundleParts, write_draft
 from models.export.golden_texts import GOLDEN_TEXTS, golden_texts
 from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
-from models.refresh.rank_packing import feeds_apart
 from models.refresh.training import Run, Trained, diverging, takes_pairs, texts_of
 from models.students.siamese import SiameseStudent
 from models.students.student import Student, exit_names
+from models.teachers.pair_lists import feeds_apart
 from models.teachers.teacher import Teacher
 from models.teachers.tokens import Text, feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Exit, Provenance
@@ -37,7 +37,7 @@ from service.bundle.sources import JOINED
 
 DRAFT_STEP = 1
 
-_CALIBRATION_BATCH = 32
+_CALIBRATION_BATCH, _APART_BATCH = 32, 16
 _QAT_CHECKPOINT = "qat.safetensors"
 
 
@@ -199,7 +199,9 @@ def _calibration_batches(run: Run, trained: Trained, settings: Int8) -> list[dic
     chosen = texts[:: max(1, len(texts) // settings.rows)][: settings.rows]
     if isinstance(trained.student, SiameseStudent):
         pairs = [text for text in chosen if not isinstance(text, str)]
-        return feeds_apart(trained.trimmed.tokenizer_json, pairs, max_tokens=run.recipe.student.max_tokens)
+        return feeds_apart(
+            trained.trimmed.tokenizer_json, pairs, max_tokens=run.recipe.student.max_tokens, batch_items=_APART_BATCH
+        )
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
     return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
 

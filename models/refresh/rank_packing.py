@@ -24,8 +24,8 @@ from models.recipe.rank import RankRecipe
 from models.refresh.rank_training import RankRun, TrainedRanker, student_lists
 from models.students.split_ranker import READS_LEVELS, SplitConfig, SplitRanker
 from models.students.vocabulary import Trimmed
-from models.teachers.pair_lists import as_second
-from models.teachers.tokens import batches_in_order_of_length, feeds_in_order_of_length, tokenise
+from models.teachers.pair_lists import feeds_apart
+from models.teachers.tokens import feeds_in_order_of_length, tokenise
 from service.bundle.manifest import Exit, Provenance
 from service.bundle.sources import JOINED
 
@@ -127,7 +127,9 @@ def _split_graphs(
         for kind in ("rounded", "int8")
     )
     stages, rows = [each.stage for each in exported], calibration_pairs(run, settings)
-    batches = feeds_apart(trimmed.tokenizer_json, rows, max_tokens=run.recipe.student.max_tokens)
+    batches = feeds_apart(
+        trimmed.tokenizer_json, rows, max_tokens=run.recipe.student.max_tokens, batch_items=_CALIBRATION_BATCH
+    )
     first = quantise_stages(
         stages,
         fp32=fp32,
@@ -176,21 +178,3 @@ def _calibration_batches(
     chosen = calibration_pairs(run, settings)
     tokens = tokenise(trained.trimmed.tokenizer_json, chosen, max_tokens=run.recipe.student.max_tokens)
     return feeds_in_order_of_length(tokens, batch_items=_CALIBRATION_BATCH)
-
-
-def feeds_apart(
-    tokenizer_json: bytes, pairs: Sequence[tuple[str, str]], *, max_tokens: int
-) -> list[dict[str, npt.NDArray[np.int64]]]:
-    """Pairs as texts apart, in batches of second texts of like length, each text's inputs under its side.
-
-    Args:
-        max_tokens: of each text.
-    """
-    firsts, seconds = (
-        tokenise(tokenizer_json, [pair[side] for pair in pairs], max_tokens=max_tokens) for side in (0, 1)
-    )
-    sides = {"first": firsts, "second": as_second(seconds)}
-    return [
-        {f"{side}:{name}": value for side, tokens in sides.items() for name, value in tokens.feeds(rows).items()}
-        for rows in batches_in_order_of_length(seconds.lengths, batch_items=_CALIBRATION_BATCH)
-    ]

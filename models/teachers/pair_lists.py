@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.teachers.tokens import Indices, Padded, Text, Tokens, tokenise
+from models.teachers.tokens import Indices, Padded, Text, Tokens, batches_in_order_of_length, tokenise
 
 CHUNK_TOKENS = 4096
 """Padded tokens that run at one time: pairs of like length together, so that little of it is padding."""
@@ -104,6 +104,25 @@ def split_lists(
 def as_second(tokens: Tokens) -> Tokens:
     """Texts as the second ones of pairs that are read apart: every type is 1."""
     return replace(tokens, types=np.ones_like(tokens.types))
+
+
+def feeds_apart(
+    tokenizer_json: bytes, pairs: Sequence[tuple[str, str]], *, max_tokens: int, batch_items: int
+) -> list[dict[str, Indices]]:
+    """Pairs as texts apart, in batches of second texts of like length, each text's inputs under its side.
+
+    Args:
+        max_tokens: of each text.
+        batch_items: pairs of a batch.
+    """
+    firsts, seconds = (
+        tokenise(tokenizer_json, [pair[side] for pair in pairs], max_tokens=max_tokens) for side in (0, 1)
+    )
+    sides = {"first": firsts, "second": as_second(seconds)}
+    return [
+        {f"{side}:{name}": value for side, tokens in sides.items() for name, value in tokens.feeds(rows).items()}
+        for rows in batches_in_order_of_length(seconds.lengths, batch_items=batch_items)
+    ]
 
 
 def split_list_scores(read: Reader, join: Joiner, lists: SplitLists, rows: Indices) -> Tensor:

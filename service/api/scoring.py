@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from service.api.call import Call
 from service.api.joining import both, stated
 from service.api.loading import Served
-from service.api.passages import Embedded, PassageKey, Reading, Stated, passage_keys
+from service.api.passages import Embedded, Entry, PassageKey, Reading, Stated, passage_keys
 from service.api.problems import told, wrong_field
 from service.api.schemas import RankBody
 from service.api.service import Service
@@ -90,24 +90,16 @@ async def compare_embeddings(
 
     Raises: as `ranking.rank`.
     """
-    texts = [passage.text for passage in body.passages]
-    keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
-    known = service.passages.get(served.handle, keys, Embedded)
-    new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-    (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
-    read = dict(zip(new, each, strict=True))
-    refused = _refusals(service, served, body, [read.get(key) for key in keys])
-    too_long = {keys[at] for at in refused}
-    taken = {key: one for key, one in read.items() if key not in too_long}
-    ran = await _run(service, served, [query, *taken.values()], policy=policy, call=call, tokenize_s=tokenize_s)
-    (asked,), *ends = _grouped(ran, [query, *taken.values()])
+    fresh = await _read_new(service, served, body, Embedded, call)
+    read = [fresh.query, *fresh.taken.values()]
+    ran = await _run(service, served, read, policy=policy, call=call, tokenize_s=fresh.tokenize_s)
+    (asked,), *ends = _grouped(ran, read)
     vector = _query_vector(asked)
-    made = await aside(service, len(taken), partial(_embedded, taken, ends))
-    if service.students.serves(served):
-        service.passages.put(served.handle, ((key, one) for key, one in made.items() if isinstance(one, Embedded)))
-    compared = await aside(service, len(keys), partial(_compared, vector, {**known, **made}))
-    scores = [refused[at] if at in refused else compared[key] for at, key in enumerate(keys)]
-    return Scores(_settled(body, scores), _reading(query), ran)
+    made = await aside(service, len(fresh.taken), partial(_embedded, fresh.taken, ends))
+    _remember(service, served, made)
+    compared = await aside(service, len(fresh.keys), partial(_compared, vector, {**fresh.known, **made}))
+    scores = [fresh.refused.get(at) or compared[key] for at, key in enumerate(fresh.keys)]
+    return Scores(_settled(body, scores), _reading(fresh.query), ran)
 
 
 async def join_pairs(service: Service, served: Served, body: RankBody, *, policy: ExitPolicy, call: Call) -> Scores:
@@ -117,29 +109,54 @@ async def join_pairs(service: Service, served: Served, body: RankBody, *, policy
 
     Raises: as `ranking.rank`.
     """
+    fresh = await _read_new(service, served, body, Stated, call)
+    pieces = [*fresh.query.pieces, *(as_second(piece) for one in fresh.taken.values() for piece in one.pieces)]
+    first = await service.run(served, pieces, policy=policy, call=call, tokenize_s=fresh.tokenize_s, apart=True)
+    (asked,), *ends = _grouped(first, [fresh.query, *fresh.taken.values()])
+    state = _query_state(fresh.query, asked)
+    made = await aside(service, len(fresh.taken), partial(_stated, fresh.taken, ends))
+    _remember(service, served, made)
+    entries = {**fresh.known, **made}
+    stood = {key: one for key, one in entries.items() if isinstance(one, Stated)}
+    pairs = [JoinedPair(state, each, billed=len(each)) for one in stood.values() for each in one.states]
+    second = await service.run(served, pairs, policy=policy, call=call)
+    joined = dict(zip(stood, await aside(service, len(stood), partial(_joined, stood, second)), strict=True))
+    scores = [fresh.refused.get(at) or joined.get(key) or _error(entries[key]) for at, key in enumerate(fresh.keys)]
+    return Scores(_settled(body, scores), _reading(fresh.query), both(first, second))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fresh(Generic[Entry]):
+    """A request's query and passages: their keys, what is known, what is to be run, who (by place) is refused."""
+
+    keys: Sequence[PassageKey]
+    known: Mapping[PassageKey, Entry]
+    query: Chunked
+    taken: Mapping[PassageKey, Chunked]
+    refused: Mapping[int, ServiceError]
+    tokenize_s: float
+
+
+async def _read_new(service: Service, served: Served, body: RankBody, kind: type[Entry], call: Call) -> _Fresh[Entry]:
+    """Tokenize the query and the passages of which nothing of the kind is kept. Raises: as `ranking.rank`."""
     texts = [passage.text for passage in body.passages]
     keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
-    known = service.passages.get(served.handle, keys, Stated)
-    new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    known: dict[PassageKey, Entry] = service.passages.get(served.handle, keys, kind)
+    new: dict[PassageKey, str] = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
     read = dict(zip(new, each, strict=True))
     refused = _refusals(service, served, body, [read.get(key) for key in keys])
     too_long = {keys[at] for at in refused}
     taken = {key: one for key, one in read.items() if key not in too_long}
-    pieces = [*query.pieces, *(as_second(piece) for one in taken.values() for piece in one.pieces)]
-    first = await service.run(served, pieces, policy=policy, call=call, tokenize_s=tokenize_s, apart=True)
-    (asked,), *ends = _grouped(first, [query, *taken.values()])
-    state = _query_state(query, asked)
-    made = await aside(service, len(taken), partial(_stated, taken, ends))
+    return _Fresh(keys, known, query, taken, refused, tokenize_s)
+
+
+def _remember(service: Service, served: Served, made: Mapping[PassageKey, Embedded | Stated | ServiceError]) -> None:
+    """Keep what passages gave, as long as their version is in service."""
     if service.students.serves(served):
-        service.passages.put(served.handle, ((key, one) for key, one in made.items() if isinstance(one, Stated)))
-    entries = {**known, **made}
-    taken_in = {key: one for key, one in entries.items() if isinstance(one, Stated)}
-    pairs = [JoinedPair(state, each, billed=len(each)) for one in taken_in.values() for each in one.states]
-    second = await service.run(served, pairs, policy=policy, call=call)
-    joined = dict(zip(taken_in, await aside(service, len(taken_in), partial(_joined, taken_in, second)), strict=True))
-    scores = [refused[at] if at in refused else joined.get(key) or _error(entries[key]) for at, key in enumerate(keys)]
-    return Scores(_settled(body, scores), _reading(query), both(first, second))
+        service.passages.put(
+            served.handle, ((key, one) for key, one in made.items() if not isinstance(one, ServiceError))
+        )
 
 
 def _query_state(read: Chunked, end: Outcome | ServiceError) -> State:

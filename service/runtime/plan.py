@@ -22,7 +22,6 @@ class StateExit:
     id: str
     stage: str
     output: str
-    depth: float = 1.0
     temperature: float = 1.0
 
 

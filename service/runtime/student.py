@@ -56,7 +56,6 @@ class TextReader:
     def __init__(self, manifest: Manifest, run_stage: RunStage, *, backend: str) -> None:
         self.backend = backend
         self.pipeline: Pipeline = apart_pipeline_of(manifest)
-        self.pad_id = self.pipeline.pad_id
         self._run_stage = run_stage
 
     def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
@@ -65,7 +64,7 @@ class TextReader:
 
     def read(self, texts: Sequence[Encoded], *, length: int | None = None) -> list[State]:
         """What each text gives, as one batch, cut to its own length. Raises: RunFailed: a graph failed."""
-        going = self.begin(pad(texts, pad_id=self.pad_id, length=length), ExitPolicy(()))
+        going = self.begin(pad(texts, pad_id=self.pipeline.pad_id, length=length), ExitPolicy(()))
         stepped = going.step()
         while not going.done:
             stepped = going.step()

@@ -20,13 +20,13 @@ from models.evaluate.speed import measure, student_contenders
 from models.export.bundle import BundleParts, write_draft
 from models.export.stages import ExportedStage, export_stages
 from models.recipe.student import SiameseSettings
-from models.refresh.rank_packing import feeds_apart
 from models.refresh.training import sequence_tokens
 from models.students.build import new_student
 from models.students.encoder import EncoderConfig
 from models.students.siamese import SiameseConfig, SiameseStudent, apart, check_apart
 from models.students.student import encoder_of, exit_names, labels_of, load_student, save_student, tables_of
 from models.students.vocabulary import untrimmed
+from models.teachers.pair_lists import feeds_apart
 from models.teachers.tokens import Padded, tokenise
 from service.bundle.load import Bundle
 from service.bundle.manifest import Exit, Provenance
@@ -90,7 +90,7 @@ def bundle(
     fp32 = {each.stage.id: each.path for each in exported}
     int8 = {stage_id: path.with_suffix(".int8") for stage_id, path in fp32.items()}
     stages = tuple(each.stage for each in exported)
-    batches = feeds_apart(tokenizer_json, PAIRS * 4, max_tokens=MAX_TOKENS)
+    batches = feeds_apart(tokenizer_json, PAIRS * 4, max_tokens=MAX_TOKENS, batch_items=16)
     quantise_stages(stages, fp32=fp32, int8=int8, batches=batches, settings=Int8Settings())
     for path in int8.values():
         onnx.save(store_weights(onnx.load(path), min_values=256), path)
@@ -187,7 +187,7 @@ def test_bare_graphs_give_the_same_logits(
     exported: tuple[ExportedStage, ...], student: SiameseStudent, tokenizer_json: bytes
 ):
     run = StageRunner([each.stage for each in exported], {each.stage.id: each.path for each in exported})
-    (batch,) = feeds_apart(tokenizer_json, PAIRS, max_tokens=MAX_TOKENS)
+    (batch,) = feeds_apart(tokenizer_json, PAIRS, max_tokens=MAX_TOKENS, batch_items=16)
     seconds = tokenise(tokenizer_json, [pair[1] for pair in PAIRS], max_tokens=MAX_TOKENS).lengths
     order = [PAIRS[at] for at in np.argsort(seconds, kind="stable")]
     np.testing.assert_allclose(run(batch)["01.logits"], trained_as(student, tokenizer_json, order), atol=2e-5)
