@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from models.students.split_ranker import SplitRanker
 from models.students.static import StaticEmbedder
-from models.students.student import Student, tables_of
+from models.students.student import Ranker, Student, tables_of
 from models.teachers.fit import Group
 
 
 def groups_of(
-    student: Student | SplitRanker | StaticEmbedder,
+    student: Student | Ranker | StaticEmbedder,
     *,
     learning_rate: float,
     embedding_factor: float,

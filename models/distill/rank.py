@@ -8,8 +8,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from models.distill.bi_encoder import set_level, vector_list_scores
 from models.distill.groups import groups_of
 from models.recipe.rank import RankDistil
+from models.students.bi_encoder import BiEncoder
 from models.students.cross_encoder import score_pairs
 from models.students.encoder import EncoderStudent
 from models.students.split_ranker import SplitRanker
@@ -144,10 +146,16 @@ def distil_ranker(
         progress=progress,
     )
     student.eval()
+    if isinstance(student, BiEncoder):
+        assert isinstance(data.lists, SplitLists), "a bi-encoder learns from texts apart"
+        set_level(student, data.lists, data.scores)
 
 
 def _scores(student: Ranker, lists: PairLists | SplitLists, rows: Indices) -> Tensor:
     """float32 [B, G]: the student's scores of the lists `rows`; gradients flow."""
+    if isinstance(student, BiEncoder):
+        assert isinstance(lists, SplitLists), "a bi-encoder learns from texts apart"
+        return vector_list_scores(student, lists, rows)
     if isinstance(student, SplitRanker):
         assert isinstance(lists, SplitLists), "a split ranker learns from texts apart"
         return _split_scores(student, lists, rows)

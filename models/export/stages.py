@@ -46,10 +46,10 @@ class StageLike(Protocol):
 
     `forward` takes its inputs in the order of `input_names` (`input_ids` or `hidden` first, then token inputs) and
     returns a tuple of outputs in the order of `output_names` (`hidden`, `logits`, `score`, `embedding`; `state`, int8
-    [B, T, S], or `vector`, of one text that is read apart). A stage that joins two such texts reads `first`,
+    [B, T, S], or `vector`, [B, D], of one text that is read apart). A stage that joins two such texts reads `first`,
     `first_mask`, `second` and `second_mask`, says in `sources` where they come from and in `state_width` what S is; or
-    `first` and `second` alone, float32 [B, D], and in `vector_width` what D is. `scope` and `cacheable`, where it has
-    them, are those of the manifest.
+    `first` and `second` alone, [B, D], and says in `vector_width` what D is, and in `vector_dtype` their type where it
+    is not float32. `scope` and `cacheable`, where it has them, are those of the manifest.
     """
 
     @property
@@ -169,8 +169,15 @@ def _sample(module: Any, shape: tuple[int, int], hidden: int, *, seed: int) -> t
     }
     if hasattr(module, "vector_width"):
         vectors = (shape[0], int(module.vector_width))
-        made |= dict.fromkeys(("first", "second"), lambda: torch.randn(vectors, generator=draw))
+        levels = getattr(module, "vector_dtype", torch.float32) == torch.int8
+        made |= dict.fromkeys(("first", "second"), lambda: _sampled_vectors(vectors, draw, levels=levels))
     return tuple(made[name]() for name in module.input_names)
+
+
+def _sampled_vectors(shape: tuple[int, int], draw: torch.Generator, *, levels: bool) -> Tensor:
+    if levels:
+        return torch.randint(-127, 128, shape, generator=draw).to(torch.int8)
+    return torch.randn(shape, generator=draw)
 
 
 def _sampled_mask(shape: tuple[int, int], draw: torch.Generator) -> Tensor:
@@ -193,7 +200,7 @@ def to_onnx(
     lengths = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", STATES, "hidden", "state"), "T")
     lengths |= {"first": "Q", "first_mask": "Q", "second": "T", "second_mask": "T"}
     for name, value in zip(inputs, arguments, strict=True):
-        if value.ndim < 3 and value.is_floating_point():
+        if value.ndim < 3 and value.dtype != torch.int64:
             lengths.pop(name, None)
     open_dims = {name: {0: "B", 1: lengths[name]} if name in lengths else {0: "B"} for name in (*inputs, *outputs)}
     with warnings.catch_warnings():

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.parts import (
     Count,
     Cut,
@@ -247,14 +248,16 @@ class SplitRankerStudent(Part):
 
 
 RankShape = Annotated[
-    Annotated[RankStudent, Tag("<cross-encoder>")] | Annotated[SplitRankerStudent, Tag("<split-ranker>")],
+    Annotated[RankStudent, Tag("<cross-encoder>")]
+    | Annotated[SplitRankerStudent, Tag("<split-ranker>")]
+    | Annotated[BiEncoderStudent, Tag("<bi-encoder>")],
     Discriminator(
         tagged("cross-encoder"),
         custom_error_type="architecture",
-        custom_error_message="architecture must be one of cross-encoder, split-ranker",
+        custom_error_message="architecture must be one of cross-encoder, split-ranker, bi-encoder",
     ),
 ]
-"""A rank student's shape, of either architecture."""
+"""A rank student's shape, of any architecture."""
 
 
 class MarginMse(Part):
@@ -283,7 +286,8 @@ class RankObjective(Part):
 
 
 class StatesDistil(Part):
-    """How a split ranker's states are first made to tell what the teacher's lower layers give, text by text."""
+    """How what a student gives of a text alone is first made like the teacher's, text by text: a split ranker's states
+    like those of the teacher's lower layers, a bi-encoder's vectors like those of the encoder it starts from."""
 
     epochs: Positive = 3
     batch_texts: Count = 32
@@ -296,7 +300,7 @@ class RankDistil(Part):
 
     `gold_weight`: share of the loss that is the cross-entropy with the relevant passages. `unanswered`: whether
     queries of train without a relevant passage are learned from too; the teacher scores theirs like any other's.
-    `states`: what comes before, of a split ranker that starts from the teacher's layers.
+    `states`: what comes before, of a split ranker or a bi-encoder that starts from the teacher's layers.
     """
 
     states: StatesDistil | None = None
@@ -345,9 +349,11 @@ class RankRecipe(Recipe):
             raise ValueError("compress: a trained vocabulary is trimmed for embed students; see student.vocabulary")
         if self.int8 is not None and self.int8.int8 == "qat":
             raise ValueError("compress: qat is for classify students")
-        split = isinstance(self.student, SplitRankerStudent) and self.student.initialise == "teacher-layers"
-        if self.distil.states is not None and not split:
-            raise ValueError("distil.states is for split rankers that start from teacher-layers")
+        apart = not isinstance(self.student, RankStudent) and self.student.initialise == "teacher-layers"
+        if self.distil.states is not None and not apart:
+            raise ValueError("distil.states is for split rankers and bi-encoders that start from teacher-layers")
+        if self.distil.states is not None and isinstance(self.student, BiEncoderStudent) and not self.teacher.fine_tune:
+            raise ValueError("distil.states of a bi-encoder needs teacher.fine_tune: a cross-encoder gives no vectors")
         return self
 
     def files(self) -> Mapping[str, str]:

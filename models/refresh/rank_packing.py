@@ -22,6 +22,7 @@ from models.export.stages import ExportedStage, export_stages
 from models.recipe.parts import Int8
 from models.recipe.rank import RankRecipe
 from models.refresh.rank_training import RankRun, TrainedRanker, student_lists
+from models.students.bi_encoder import BiEncoder, BiEncoderConfig
 from models.students.split_ranker import READS_LEVELS, SplitConfig, SplitRanker
 from models.students.vocabulary import Trimmed
 from models.teachers.pair_lists import feeds_apart
@@ -77,7 +78,7 @@ def _parts(
     graphs: Graphs,
     provenance: Provenance,
 ) -> BundleParts:
-    texts, apart = (*GOLDEN_TEXTS, *recipe.golden_texts), isinstance(trained.student, SplitRanker)
+    texts, apart = (*GOLDEN_TEXTS, *recipe.golden_texts), isinstance(trained.student, SplitRanker | BiEncoder)
     return BundleParts(
         name=recipe.name,
         task="rank",
@@ -103,7 +104,7 @@ def _graphs(run: RankRun, trained: TrainedRanker, exported: Sequence[ExportedSta
     if settings.token_table == "int8":
         for path in fp32.values():
             onnx.save(quantise_token_table(onnx.load(path)), path)
-    if isinstance(trained.student, SplitRanker):
+    if isinstance(trained.student, SplitRanker | BiEncoder):
         return _split_graphs(run, trained.student, trained.trimmed, exported, settings)
     int8 = {stage_id: path.with_name(f"{stage_id}.int8.onnx") for stage_id, path in fp32.items()}
     receipt = quantise_stages(
@@ -118,7 +119,7 @@ def _graphs(run: RankRun, trained: TrainedRanker, exported: Sequence[ExportedSta
 
 
 def _split_graphs(
-    run: RankRun, student: SplitRanker, trimmed: Trimmed, exported: Sequence[ExportedStage], settings: Int8
+    run: RankRun, student: SplitRanker | BiEncoder, trimmed: Trimmed, exported: Sequence[ExportedStage], settings: Int8
 ) -> tuple[Graphs, list[str]]:
     """The same where texts are read apart; what stays float32 is stored in 8 bits, since it is a third of the bytes."""
     fp32 = {each.stage.id: each.path for each in exported}
@@ -149,7 +150,26 @@ def _split_graphs(
         labels=False,
     )
     tokens = int(np.mean([batch["second:attention_mask"].sum(1).mean() for batch in batches]))
-    return {"fp32": fp32, "int8": int8}, [first.line(), second.line(), state_line(student.config, tokens=tokens)]
+    return {"fp32": fp32, "int8": int8}, [first.line(), second.line(), _kept_line(student, tokens=tokens)]
+
+
+def _kept_line(student: SplitRanker | BiEncoder, *, tokens: int) -> str:
+    """What a passage of `tokens` tokens costs to keep."""
+    if isinstance(student, BiEncoder):
+        return vector_line(student.config)
+    return state_line(student.config, tokens=tokens)
+
+
+def vector_line(config: BiEncoderConfig) -> str:
+    """What a passage's vector costs to keep, against the same numbers in float32.
+
+    >>> from models.students.encoder import EncoderConfig
+    >>> shape = EncoderConfig(9, 1, 1, 384, 1, 1, exits=(), max_tokens=8)
+    >>> vector_line(BiEncoderConfig(shape, 256))
+    'vector of a passage, 256 int8: 1,024 -> 256 bytes, however long it is'
+    """
+    width = config.vector
+    return f"vector of a passage, {width} int8: {4 * width:,} -> {width:,} bytes, however long it is"
 
 
 def state_line(config: SplitConfig, *, tokens: int) -> str:

@@ -14,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from models.data.rank_lists import training_lists
 from models.data.rank_sets import Ranking
 from models.data.rankings import RankSplits, digest_of_rankings
+from models.distill.bi_encoder import distil_vectors
 from models.distill.rank import RankTransfer, distil_ranker
 from models.distill.states import Apart, distil_states
 from models.errors import TeacherInvalid
 from models.evaluate.ranking import Scores
-from models.recipe.rank import RankRecipe, RankStudent, SplitRankerStudent
+from models.recipe.bi_encoder import BiEncoderStudent
+from models.recipe.rank import RankRecipe, RankShape, RankStudent, SplitRankerStudent
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
+from models.students.bi_encoder import BiEncoder, BiEncoderConfig
+from models.students.bi_start import new_bi_encoder
 from models.students.cross_encoder import new_cross_encoder
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.split_ranker import SplitConfig, SplitRanker
@@ -181,20 +185,29 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
     return load_ranker(run.cache.run("ranker", inputs, make))
 
 
-def _trimmed(settings: RankStudent | SplitRankerStudent, teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> Trimmed:
+def _trimmed(settings: RankShape, teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> Trimmed:
     """The student's vocabulary. Where texts are read apart, each counts once, however many lists it is in."""
     if settings.vocabulary == "full":
         return untrimmed(teacher.tokenizer_json)
     texts: Sequence[Text] = pairs
-    if isinstance(settings, SplitRankerStudent):
+    if not isinstance(settings, RankStudent):
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     return trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
 
 
 def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, lists: Sequence[Ranking]) -> Ranker:
-    settings, state, heads = recipe.student, teacher.encoder_state(), int(teacher.config.num_attention_heads)
-    if isinstance(settings, SplitRankerStudent):
+    settings = recipe.student
+    if isinstance(settings, BiEncoderStudent):
+        # subtle: what was tuned to read a pair as one sequence no longer gives vectors that can be compared
+        teacher = first_teacher(recipe)
+    state, heads = teacher.encoder_state(), int(teacher.config.num_attention_heads)
+    if not isinstance(settings, RankStudent):
         sample = _sample(lists, trimmed, max_tokens=settings.max_tokens)
+    if isinstance(settings, BiEncoderStudent):
+        return new_bi_encoder(
+            settings, trimmed=trimmed, state=state, teacher_heads=heads, sample=sample, seed=recipe.seed
+        )
+    if isinstance(settings, SplitRankerStudent):
         return new_split_ranker(
             settings, trimmed=trimmed, state=state, teacher_heads=heads, sample=sample, seed=recipe.seed
         )
@@ -209,34 +222,36 @@ def _learn_states(
     pairs: Sequence[tuple[str, str]],
     folder: Path,
 ) -> None:
-    """Distil a split ranker's states on the texts of the lists, where the recipe says so."""
+    """Distil what a student gives of each text alone, on the texts of the lists, where the recipe says so."""
     settings, states = run.recipe.student, run.recipe.distil.states
     if states is None or (folder / _CHECKPOINT).exists():  # a run that was killed after it goes on there
         return
+    sides = [list(dict.fromkeys(texts)) for texts in zip(*pairs, strict=True)]
+    queries, passages = (tokenise(trimmed.tokenizer_json, texts, max_tokens=settings.max_tokens) for texts in sides)
+    apart, left = Apart(queries, as_second(passages)), folder / _STATES_CHECKPOINT
+    if isinstance(student, BiEncoder):
+        with run.reporter.step("vectors") as progress, diverging():
+            targets = first_teacher(run.recipe).embeddings(sides[0] + sides[1])
+            distil_vectors(student, apart, targets, states, seed=run.recipe.seed, checkpoint=left, progress=progress)
+        return
     assert isinstance(settings, SplitRankerStudent) and isinstance(student, SplitRanker), "the recipe was checked"
-    queries, passages = (
-        tokenise(trimmed.tokenizer_json, list(dict.fromkeys(texts)), max_tokens=settings.max_tokens)
-        for texts in zip(*pairs, strict=True)
-    )
     heads = int(teacher.config.num_attention_heads)
     below = teacher_below(settings, trimmed=trimmed, state=teacher.encoder_state(), teacher_heads=heads)
     with run.reporter.step("states") as progress, diverging():
         distil_states(
             student,
             below,
-            Apart(queries, as_second(passages)),
+            apart,
             states,
             seed=run.recipe.seed,
-            checkpoint=folder / _STATES_CHECKPOINT,
+            checkpoint=left,
             progress=progress,
         )
 
 
-def _in_lists(
-    settings: RankStudent | SplitRankerStudent, trimmed: Trimmed, data: GradedLists
-) -> PairLists | SplitLists:
+def _in_lists(settings: RankShape, trimmed: Trimmed, data: GradedLists) -> PairLists | SplitLists:
     """The lists in the student's tokens, as it reads them."""
-    read = split_lists if isinstance(settings, SplitRankerStudent) else pair_lists
+    read = pair_lists if isinstance(settings, RankStudent) else split_lists
     return read(trimmed.tokenizer_json, data.pairs, data.grades, max_tokens=settings.max_tokens)
 
 
@@ -286,6 +301,8 @@ def load_ranker(folder: Path) -> TrainedRanker:
 def _of_shape(fields: Mapping[str, Any]) -> Ranker:
     if "lower" in fields:
         return SplitRanker(SplitConfig(**{**fields, "lower": _encoder_config(fields["lower"])}))
+    if "encoder" in fields:
+        return BiEncoder(BiEncoderConfig(**{**fields, "encoder": _encoder_config(fields["encoder"])}))
     return EncoderStudent(_encoder_config(fields))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from models.students.bi_encoder import BiEncoder
 from models.students.bilstm import BilstmConfig, BilstmStudent
 from models.students.cascade import CascadeConfig, CascadeStudent
 from models.students.cnn import CnnConfig, CnnStudent
@@ -23,7 +24,7 @@ from models.students.split_ranker import SplitRanker
 from models.students.static import StaticEmbedder
 
 Student = EncoderStudent | NgramStudent | CascadeStudent | BilstmStudent | CnnStudent | SiameseStudent
-Ranker = EncoderStudent | SplitRanker
+Ranker = EncoderStudent | SplitRanker | BiEncoder
 """What scores pairs: both texts as one sequence, or apart and then joined."""
 
 _CONFIG, _WEIGHTS = "config.json", "student.safetensors"
@@ -37,16 +38,16 @@ class Table:
     sparse: bool
 
 
-def encoder_of(student: Student | SplitRanker | StaticEmbedder) -> EncoderStudent | None:
+def encoder_of(student: Student | Ranker | StaticEmbedder) -> EncoderStudent | None:
     """The transformer that reads ids in it, or None."""
-    if isinstance(student, CascadeStudent | SiameseStudent):
+    if isinstance(student, CascadeStudent | SiameseStudent | BiEncoder):
         return student.encoder
     if isinstance(student, SplitRanker):
         return student.lower
     return student if isinstance(student, EncoderStudent) else None
 
 
-def tables_of(student: Student | SplitRanker | StaticEmbedder) -> tuple[Table, ...]:
+def tables_of(student: Student | Ranker | StaticEmbedder) -> tuple[Table, ...]:
     """Its tables, which train at rates of their own."""
     found: list[Table] = []
     if (encoder := encoder_of(student)) is not None:
