@@ -118,12 +118,12 @@ def _done_before(store: Store, resolved: Resolved, before: Manifest, wanted: Seq
     for number in store.versions(resolved.name):
         other = load_manifest(store.root / resolved.name / str(number))
         has = all(other.certificate(backend=v.backend, precision=v.precision) is not None for v in wanted)
-        if has and _same_student(before, other):
+        if has and same_student(before, other):
             return number
     return None
 
 
-def _same_student(first: Manifest, second: Manifest) -> bool:
+def same_student(first: Manifest, second: Manifest) -> bool:
     """Whether two manifests are of the same graphs, tokenizer, exits and temperatures."""
     alike = first.exits == second.exits and first.precisions == second.precisions
     files = {file for precision in first.precisions.values() for file in precision.files.values()}

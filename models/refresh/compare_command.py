@@ -2,10 +2,12 @@
 
 import json
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,10 +19,12 @@ from models.evaluate.speed import REPEATS, SINGLE_ROWS
 from models.recipe.parts import FIRST_BACKEND, Recipe
 from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache, sole_user
+from models.refresh.cards import put_on_card
 from models.refresh.command import WorkFailed
-from models.refresh.comparing import MOST_ROWS, Costing, Field, compare
+from models.refresh.comparing import MOST_ROWS, Costing, Field, carded, compare
 from models.refresh.progress import Reporter
-from models.report.frontier import Comparison, comparison_page, marks, plot_comparison
+from models.report.frontier import Comparison, comparison_page, marks
+from models.report.frontier_plot import plot_comparison
 
 PICTURE: Final = "compare.png"
 
@@ -38,6 +42,10 @@ def command(
         "models/store"
     ),
     runs: Annotated[Path, typer.Option(help="Where steps keep what they made; refresh uses the same.")] = Path("runs"),
+    card: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME[@VERSION] of the store, compared: its card gets the result; may be repeated."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for compare.md, compare.json and compare.png.")] = Path(
         "compare"
     ),
@@ -54,7 +62,7 @@ def command(
     """Compare many students of one task: quality on dev, processor time, memory and bytes, and the frontier of them.
 
     Students that are made already are only measured; the others are made first, held to no gate and not published.
-    A recipe whose student cannot be made is listed as such, and the exit status is 2.
+    A recipe whose student cannot be made is listed as such, the exit status is 2, and no card is written.
     """
     reporter = Reporter()
     field = Field(
@@ -65,9 +73,11 @@ def command(
     )
     costing = Costing(backend, core, most_rows, single_rows, repeats)
     _writable(out)
+    targets = carded(field, card or ())
+    typed = command_line(recipes, field, costing, overrides=overrides or (), cards=card or ())
     try:
         with sole_user(runs):
-            found = compare(field, costing, StepCache(runs, resume=resume), reporter)
+            found = compare(field, costing, StepCache(runs, resume=resume), reporter, targets=targets)
         write_comparison(found, out)
     except KeyboardInterrupt:
         reporter.say("interrupted; --resume continues at the last checkpoint")
@@ -77,7 +87,37 @@ def command(
         raise WorkFailed(f"{where}: {why}") from error
     sys.stdout.write(comparison_page(found))
     if found.failed:
+        if targets:
+            reporter.say("card: not every student was made; no card was written")
         raise typer.Exit(2)
+    for target in targets:
+        changed = put_on_card(target, found, picture=(out / PICTURE).read_bytes(), command=typed)
+        reporter.say(f"card: {target.shown}: {'written' if changed else 'has it already'}")
+
+
+def command_line(
+    recipes: Sequence[Path], field: Field, costing: Costing, *, overrides: Sequence[str], cards: Sequence[str]
+) -> str:
+    """The command as one would type it elsewhere: without this machine's folders, and what is as by default.
+
+    >>> field = Field(recipes=(), store=Path("store"), students=("topic@1",))
+    >>> command_line([Path("/home/me/topic.yaml")], field, Costing(repeats=3), overrides=(), cards=("topic@1",))
+    'understudy compare topic.yaml --student topic@1 --card topic@1 --repeats 3'
+    """
+    words = ["understudy", "compare", *(_portable(path) for path in recipes)]
+    words += [word for each in overrides for word in ("--set", each)]
+    words += [word for each in field.students for word in ("--student", _portable(Path(each)))]
+    words += [] if field.teacher is None else ["--teacher", _portable(Path(field.teacher))]
+    words += [word for each in cards for word in ("--card", each)]
+    for each in dataclass_fields(Costing):
+        value = getattr(costing, each.name)
+        if value != each.default:
+            words += [f"--{each.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _portable(path: Path) -> str:
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def _read(files: Sequence[Path], overrides: Sequence[str]) -> list[Recipe]:

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from models.errors import DataInvalid, OfflineError, RecipeInvalid
+from models.errors import OfflineError
 from models.evaluate.footprint import METHOD, memory_of, parameters_of, served_bytes
 from models.evaluate.opening import open_bundle
 from models.evaluate.quality import layers_of
+from models.evaluate.rerank_speed import known_us
 from models.evaluate.speed import (
     BATCH_ITEMS,
     REPEATS,
@@ -26,12 +27,13 @@ from models.evaluate.standing import MEASURES, Standing
 from models.evaluate.variants import Variant, require_backends
 from models.recipe.parts import FIRST_BACKEND, Recipe
 from models.refresh.cache import StepCache
+from models.refresh.cards import Target, require_same, targets_of
+from models.refresh.comparable import common, fits, one_task, takes
 from models.refresh.drafted import Drafted
 from models.refresh.grounds import Ground, Judge, ground_of
 from models.refresh.progress import Reporter
 from models.report.frontier import Comparison, Point
 from service.bundle.load import Bundle, load_bundle
-from service.bundle.manifest import Manifest
 from service.errors import BundleError, ServiceError, SettingsInvalid
 from service.runtime.student import Student
 
@@ -95,26 +97,45 @@ class _Judged:
     weight_bytes: int
 
 
-def compare(field: Field, costing: Costing, cache: StepCache, reporter: Reporter) -> Comparison:
+def carded(field: Field, references: Sequence[str]) -> tuple[Target, ...]:
+    """The versions of the store among those compared whose cards are to get the comparison. Raises: `targets_of`."""
+    recipes = dict(zip(unique_names(field.recipes), (recipe for _, recipe in field.recipes), strict=True))
+    return targets_of(references, store=field.store, recipes=recipes, students=_opened(field)) if references else ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What was timed: timings by contender, mode and batch; `known_us` of rankers that keep passages, by name; how."""
+
+    timings: Mapping[tuple[str, str, int], Timing]
+    known_us: Mapping[str, float]
+    how: str
+
+
+def compare(
+    field: Field, costing: Costing, cache: StepCache, reporter: Reporter, *, targets: Sequence[Target] = ()
+) -> Comparison:
     """Make what is not made yet, and measure all of it.
 
+    Args:
+        targets: from `carded`; that their recipes' students are what was published is proven before costs are taken.
     Raises:
         OfflineError: a recipe or its data are wrong, or recipes do not stand on the same dev rows; a student or the
             teacher's bundle does not fit them. Nothing was made.
         StoreError, BundleError: a student or the teacher's bundle is not there, or broken. Nothing was made.
     """
     require_backends([costing.backend], where="--backend")
-    _one_task(field.recipes)
+    one_task(field.recipes)
     others = _opened(field)
     teacher = None if field.teacher is None else open_bundle(field.teacher, store=field.store)
     names = unique_names(field.recipes)
     grounds = {name: ground_of(recipe, cache, reporter) for name, (_, recipe) in zip(names, field.recipes, strict=True)}
-    ground = _common(grounds)
+    ground = common(grounds)
     for name, bundle in others.items():
-        _fits(f"student {name}", bundle.manifest, ground)
+        fits(f"student {name}", bundle.manifest, ground)
     if teacher is not None:
-        _takes(f"--teacher {field.teacher}", teacher.manifest, ground)
-    return _Comparing(ground, costing, reporter).run(grounds, others, teacher)
+        takes(f"--teacher {field.teacher}", teacher.manifest, ground)
+    return _Comparing(ground, costing, reporter, targets).run(grounds, others, teacher)
 
 
 def _opened(field: Field) -> dict[str, Bundle]:
@@ -139,50 +160,14 @@ def unique_names(recipes: Sequence[tuple[str, Recipe]]) -> tuple[str, ...]:
     )
 
 
-def _one_task(recipes: Sequence[tuple[str, Recipe]]) -> None:
-    (first, recipe), *others = recipes
-    for file, other in others:
-        if other.task != recipe.task:
-            raise RecipeInvalid(f"{first} and {file}: one is of task {recipe.task}, the other of task {other.task}")
-
-
-def _common(grounds: Mapping[str, Ground]) -> Ground:
-    """The first, which all others equal. Raises: RecipeInvalid: naming two that differ, and in what."""
-    (first, ground), *others = grounds.items()
-    for name, other in others:
-        both = f"recipes {first} and {name}"
-        if other.labels != ground.labels:
-            odd = sorted(set(other.labels) ^ set(ground.labels))[0]
-            raise RecipeInvalid(f"{both}: their labels differ: only one of them has {odd!r}")
-        if other.digest != ground.digest:
-            held = f"{ground.rows:,} and {other.rows:,} {ground.unit}"
-            raise RecipeInvalid(f"{both}: their dev splits hold different rows ({held}); quality would not compare")
-    return ground
-
-
-def _fits(where: str, manifest: Manifest, ground: Ground) -> None:
-    """Raises: DataInvalid: the student is of another task, other labels or another kind of input."""
-    if manifest.task != ground.task:
-        raise DataInvalid(f"{where}: its task is {manifest.task}, not {ground.task}")
-    if ground.task == "classify" and set(manifest.labels) != set(ground.labels):
-        odd = sorted(set(manifest.labels) ^ set(ground.labels))[0]
-        raise DataInvalid(f"{where}: its labels are not those of the recipes: {odd!r} is not on both sides")
-    _takes(where, manifest, ground)
-
-
-def _takes(where: str, manifest: Manifest, ground: Ground) -> None:
-    if (manifest.pairs != "none") != ground.paired:
-        takes, wanted = ("single texts", "pairs") if ground.paired else ("pairs", "single texts")
-        raise DataInvalid(f"{where}: it takes {takes}, and the dev {ground.unit} are {wanted}")
-
-
 class _Comparing:
     """One comparison at work. Owner: one thread, which calls `run` once."""
 
-    def __init__(self, ground: Ground, costing: Costing, reporter: Reporter) -> None:
+    def __init__(self, ground: Ground, costing: Costing, reporter: Reporter, targets: Sequence[Target]) -> None:
         self.ground = ground
         self.costing = costing
         self.reporter = reporter
+        self.targets = targets
         self.judged: dict[str, _Judged] = {}
 
     def run(self, grounds: Mapping[str, Ground], others: Mapping[str, Bundle], teacher: Bundle | None) -> Comparison:
@@ -190,17 +175,18 @@ class _Comparing:
         found = {name: self._made(name, each) for name, each in grounds.items()}
         entrants = [each for each in found.values() if isinstance(each, _Entrant)]
         failed = [each for each in found.values() if isinstance(each, Point)]
+        require_same(self.targets, {each.name: each.bundle.manifest for each in entrants})
         entrants += [self._stored(name, bundle) for name, bundle in others.items()]
         if teacher is not None:
             precision = "fp32" if "fp32" in teacher.manifest.precisions else teacher.manifest.default_precision
             entrants.append(_Entrant("teacher", teacher, precision, (), reference=True))
-        timings, timed = self._timed(entrants) if entrants else ({}, "nothing was timed")
-        points = [point for each in entrants for point in self._points(each, timings)]
+        costs = self._timed(entrants) if entrants else _Costs({}, {}, "nothing was timed")
+        points = [point for each in entrants for point in self._points(each, costs)]
         return Comparison(
             task=self.ground.task,
             measure=MEASURES[self.ground.task],
             split=f"{self.ground.rows:,} dev {self.ground.unit}",
-            timed=timed,
+            timed=costs.how,
             points=(
                 *(point for point in points if not point.reference),
                 *failed,
@@ -246,9 +232,10 @@ class _Comparing:
         self.judged[made.teacher_name] = replace(known, recipes=(*known.recipes, name))
         return known.judge
 
-    def _timed(self, entrants: Sequence[_Entrant]) -> tuple[dict[tuple[str, str, int], Timing], str]:
+    def _timed(self, entrants: Sequence[_Entrant]) -> _Costs:
         """Every entrant in every setting, interleaved on one core; and how it was done."""
         costing, texts = self.costing, self.ground.texts
+        pairs = [text for text in texts if isinstance(text, tuple)]
         chosen = texts[:: max(1, len(texts) // costing.most_rows)]
         self.reporter.say(f"compare: timing {len(entrants)} bundles on {len(chosen):,} texts")
         with pinned(costing.core) as core:
@@ -269,13 +256,18 @@ class _Comparing:
                 clock=time.process_time,
             )
             found = (*timed(modes=("ids",)), *timed(modes=("texts",), batch_sizes=(1,)))
+            known = {
+                each.name: known_us(student, pairs, most_pairs=costing.most_rows, repeats=costing.repeats)
+                for each, student in zip(entrants, students, strict=True)
+                if self.ground.task == "rank" and student.apart is not None
+            }
         machine = machine_name(tuple(dict.fromkeys((FIRST_BACKEND, costing.backend))))
         where = "no core pinned" if core is None else f"core {core} pinned"
         repeats = f"median of {costing.repeats} interleaved repeats over {len(chosen):,} texts"
         how = f"{machine}; {where}, one thread, {repeats}"
-        return {(each.contender, each.mode, each.batch_items): each for each in found}, how
+        return _Costs({(each.contender, each.mode, each.batch_items): each for each in found}, known, how)
 
-    def _points(self, each: _Entrant, timings: Mapping[tuple[str, str, int], Timing]) -> list[Point]:
+    def _points(self, each: _Entrant, costs: _Costs) -> list[Point]:
         self.reporter.say(f"compare: memory of {each.name}")
         manifest, layers = each.bundle.manifest, layers_of(each.bundle.manifest)
         memory = memory_of(each.bundle.path, self.ground.texts, backend=self.costing.backend, precision=each.precision)
@@ -285,12 +277,13 @@ class _Comparing:
             bundle_bytes=served_bytes(manifest),
             layers=layers[-1] if layers else None,
             parameters=parameters_of(each.bundle, each.precision),
+            us_known=costs.known_us.get(each.name),
             reference=each.reference,
         )
         if each.reference:
-            return [_with_times(whole, _key(each.name, None), timings)]
+            return [_with_times(whole, _key(each.name, None), costs.timings)]
         return [
-            _with_times(_with_standing(whole, standing), _key(each.name, standing.risk), timings)
+            _with_times(_with_standing(whole, standing), _key(each.name, standing.risk), costs.timings)
             for standing in each.standings
         ]
 
@@ -321,6 +314,11 @@ class _Comparing:
             f"Memory: {METHOD}. Bundle: every file but the report card, all precisions; of a teacher without a bundle, "
             "its weights.",
         ]
+        if ground.task == "rank":
+            notes.append(
+                "Costs are a pair's: query and passage. Known passages, of rankers that keep them: the query is read, "
+                "and joined with what was kept of its candidates; the frontier counts every passage as new."
+            )
         if any(each.risks for each in entrants):
             notes.append(
                 "Temperatures and the rules of the operating points were chosen on these dev rows too (the risks were "

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from models.recipe.parts import Recipe
 from models.refresh.progress import Reporter
+from models.report.card import FILE
 from models.teachers.teacher import Teacher
+from service.bundle.load import load_manifest
+from service.bundle.manifest import Manifest
+from service.errors import BundleError
 from service.store.store import Store
 
 
@@ -33,15 +37,29 @@ def teacher_name(recipe: Recipe, teacher: Teacher) -> str:
     return f"{named}{tuned}, weights {teacher.digest()[:16]}"
 
 
+def without_card(manifest: Manifest) -> Manifest:
+    """The manifest without the entries of the report card, the one part of a published version that may change."""
+    kept = {file: entry for file, entry in manifest.files.items() if file != FILE and not file.startswith("card/")}
+    return manifest.model_copy(update={"files": kept})
+
+
 def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> Published:
-    """Publish, unless a version with the same manifest (hence the same bytes) is there already."""
-    manifest = (bundle / "manifest.json").read_bytes()
+    """Publish, unless a version with the same manifest but for its card (hence the same bytes) is there already."""
+    manifest = without_card(load_manifest(bundle))
     alias = recipe.publish.alias
     for number in store.versions(recipe.name) if recipe.name in store.students() else []:
-        if (store.root / recipe.name / str(number) / "manifest.json").read_bytes() == manifest:
+        if _is_version_of(store.root / recipe.name / str(number), manifest):
             reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
             entry = store.aliases(recipe.name).aliases.get(alias)
             if entry is None or entry.version != number:
                 store.set_alias(recipe.name, alias, number)
             return Published(recipe.name, number, alias, new=False)
     return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
+
+
+def _is_version_of(folder: Path, manifest: Manifest) -> bool:
+    """Whether a version has this manifest but for its card; a broken one has not."""
+    try:
+        return without_card(load_manifest(folder)) == manifest
+    except BundleError:
+        return False

@@ -9,12 +9,7 @@ which differences the rows can tell.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from typing import Final, Literal
 
 from models.evaluate.metrics import Interval
 from models.evaluate.tables import markdown, percent
@@ -26,10 +21,6 @@ NEAR_BEST: Final = 0.01
 FULL_DEPTH: Final = "full depth"
 FRONTIER, LEAST_BYTES, LEAST_MEMORY = "frontier", "smallest bundle", "least memory"
 
-_DOTS_PER_INCH = 80
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
-_MARKERS = "osD^v<>P"
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -37,7 +28,8 @@ class Point:
 
     quality: in the task's measure; None where the student was not made (`failed` says why), or of a reference where
     only costs are known. macro_f1, retention: see `models.evaluate.standing`. us_per_text: microseconds of processor
-    time at batch 32, ids given; us_alone: the same at batch 1; ms_whole: milliseconds alone, with tokenizing.
+    time at batch 32, ids given; us_alone: the same at batch 1; us_known: a pair's at batch 32 whose passage was read
+    before, of a ranker that keeps passages; ms_whole: milliseconds alone, with tokenizing.
     memory_bytes: what loading and running it adds to a process. A cost is None where it was not measured.
     """
 
@@ -48,6 +40,7 @@ class Point:
     retention: Interval | None = None
     us_per_text: float | None = None
     us_alone: float | None = None
+    us_known: float | None = None
     ms_whole: float | None = None
     memory_bytes: int | None = None
     bundle_bytes: int | None = None
@@ -143,14 +136,17 @@ def marks(points: Sequence[Point]) -> tuple[tuple[str, ...], ...]:
 def comparison_table(found: Comparison) -> str:
     """One line a point; what is on the frontier is bold."""
     scored = any(point.macro_f1 for point in found.points)
+    keeps = any(point.us_known is not None for point in found.points)
+    what = "pair" if found.task == "rank" else "text"
     head = [
         "student",
         "setting",
         f"{found.measure} (95%)",
         *(["macro F1 (95%)"] if scored else []),
         "of the teacher's",
-        "µs a text, batch 32",
+        f"µs a {what}, batch 32",
         "µs, batch 1",
+        *(["µs, known passages"] if keeps else []),
         "ms alone, tokenizing too",
         "memory, MiB",
         "bundle, MB",
@@ -160,10 +156,10 @@ def comparison_table(found: Comparison) -> str:
     ]
     shown = percent if found.task == "classify" else _plain
     said = zip(found.points, marks(found.points), strict=True)
-    return markdown(head, [_line(point, mark, shown=shown, scored=scored) for point, mark in said])
+    return markdown(head, [_line(point, mark, shown=shown, scored=scored, keeps=keeps) for point, mark in said])
 
 
-def _line(point: Point, mark: Sequence[str], *, shown: Callable[[float], str], scored: bool) -> list[str]:
+def _line(point: Point, mark: Sequence[str], *, shown: Callable[[float], str], scored: bool, keeps: bool) -> list[str]:
     name = f"**{point.name}**" if FRONTIER in mark else point.name
     return [
         name,
@@ -173,6 +169,7 @@ def _line(point: Point, mark: Sequence[str], *, shown: Callable[[float], str], s
         _interval(point.retention, _plain),
         _number(point.us_per_text, 1),
         _number(point.us_alone, 1),
+        *([_number(point.us_known, 1)] if keeps else []),
         _number(point.ms_whole, 3),
         _number(point.memory_bytes, 1, unit=1 << 20),
         _number(point.bundle_bytes, 2, unit=1_000_000),
@@ -209,7 +206,7 @@ def comparison_page(found: Comparison, *, picture: str | None = None) -> str:
         f"{found.measure} on {found.split}; {found.timed}.",
         *([f"![{found.measure} against processor time]({picture})"] if picture else []),
         comparison_table(found),
-        "\n".join(_verdict(found)),
+        verdict(found),
     ]
     if found.failed:
         parts.append("Not made:\n\n" + "\n".join(f"- {point.name}: {point.failed}" for point in found.failed))
@@ -217,7 +214,8 @@ def comparison_page(found: Comparison, *, picture: str | None = None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _verdict(found: Comparison) -> list[str]:
+def verdict(found: Comparison) -> str:
+    """What is worth shipping, in words, as a list."""
     kept = [_full_name(found.points[at]) for at in frontier(found.points)]
     lines = [f"- Worth shipping, cheapest first: {'; '.join(kept) or 'none'}."]
     sizes: tuple[tuple[str, Size], ...] = ((LEAST_BYTES, "bundle_bytes"), (LEAST_MEMORY, "memory_bytes"))
@@ -229,80 +227,8 @@ def _verdict(found: Comparison) -> list[str]:
         f"- Left out is what another beats: at least as good and {NOISE:.0%} cheaper at batch 32, or better and not "
         "dearer. Whether a difference in quality is more than chance, its interval says."
     )
-    return lines
+    return "\n".join(lines)
 
 
 def _full_name(point: Point) -> str:
     return point.name if point.setting == FULL_DEPTH else f"{point.name}, {point.setting}"
-
-
-def plot_comparison(path: Path, found: Comparison) -> None:
-    """Quality with its interval against processor time a text (log), the frontier's line, and names."""
-    figure = Figure(figsize=(8.0, 4.6))
-    panel = figure.subplots()
-    names = list(dict.fromkeys(point.name for point in found.points if point.runs))
-    for number, name in enumerate(names):
-        of_student = [point for point in found.points if point.runs and point.name == name]
-        _student(panel, of_student, colour=_COLOURS[number % len(_COLOURS)], marker=_MARKERS[number % len(_MARKERS)])
-    _references(panel, found.points)
-    _line_of_frontier(panel, [found.points[at] for at in frontier(found.points)])
-    panel.set_xscale("log")
-    panel.margins(x=0.12, y=0.12)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
-    panel.set_xlabel("µs of processor time a text (batch 32, one core)")
-    panel.set_ylabel(f"{found.measure}, {found.split}", fontsize=9)
-    panel.grid(alpha=0.3)
-    if panel.get_legend_handles_labels()[0]:
-        panel.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    FigureCanvasAgg(figure)
-    figure.tight_layout()
-    # subtle: no software version in the file, so that the same numbers give the same bytes
-    figure.savefig(path, dpi=_DOTS_PER_INCH, metadata={"Software": None})
-
-
-def _student(panel: Any, points: Sequence[Point], *, colour: str, marker: str) -> None:
-    costs, values = [point.cost for point in points], [point.value for point in points]
-    spans = [_spans(point) for point in points]
-    panel.errorbar(
-        costs,
-        values,
-        yerr=[[low for low, _ in spans], [high for _, high in spans]],
-        fmt=marker,
-        color=colour,
-        markersize=5,
-        elinewidth=0.6,
-        capsize=2,
-        alpha=0.85,
-        label=points[0].name,
-    )
-
-
-def _spans(point: Point) -> tuple[float, float]:
-    assert point.quality is not None
-    # subtle: a bootstrap interval of few rows need not hold the value itself
-    return max(0.0, point.value - point.quality.low), max(0.0, point.quality.high - point.value)
-
-
-def _references(panel: Any, points: Sequence[Point]) -> None:
-    known = [point for point in points if point.reference and math.isfinite(point.value)]
-    for number, point in enumerate(known):
-        style = ("--", ":", "-.")[number % 3]
-        panel.axhline(point.value, color="black", linewidth=0.8, linestyle=style, label=point.name)
-        if math.isfinite(point.cost):
-            panel.plot([point.cost], [point.value], "*", color="black", markersize=9)
-
-
-def _line_of_frontier(panel: Any, points: Sequence[Point]) -> None:
-    """A step at each point: between two, the cheaper one is what can be had."""
-    if not points:
-        return
-    costs, values = [point.cost for point in points], [point.value for point in points]
-    panel.plot(costs, values, color="black", linewidth=1.0, alpha=0.5, drawstyle="steps-post")
-    ring = {"color": "black", "markersize": 11, "fillstyle": "none", "markeredgewidth": 0.8, "linestyle": ""}
-    panel.plot(costs, values, marker="o", label="worth shipping\n(a number: its risk)", **ring)
-    for point in points:
-        # names are in the legend: written here, those of near points would cover one another
-        text = "" if point.setting == FULL_DEPTH else point.setting.removeprefix("risk ")
-        panel.annotate(text, (point.cost, point.value), textcoords="offset points", xytext=(6, 6), fontsize=7)

@@ -1,6 +1,6 @@
 """A directory of students: what is there, what a reference means, and how a new version gets in.
 
-    ROOT/NAME/VERSION/       a bundle; VERSION is 1, 2, 3 ...; never rewritten once it is there
+    ROOT/NAME/VERSION/       a bundle; VERSION is 1, 2, 3 ...; never rewritten once it is there, but for its report card
     ROOT/NAME/aliases.json   see `aliases.py`
     ROOT/NAME/.staging-*     a publish in progress, or what a killed one left; never shown, removed by the next
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from models.errors import DataInvalid
 from models.evaluate.rerank_command import asked_of, command, table_of
-from models.evaluate.rerank_speed import Asked, rerank_speed
+from models.evaluate.rerank_speed import Asked, known_us, rerank_speed
 from service.bundle.load import load_bundle
 from service.runtime.student import Student
 
@@ -48,6 +48,16 @@ def test_nothing_to_rank_and_a_student_that_keeps_nothing_are_refused(sides: tup
         rerank_speed(student, [teacher], [Asked("good", ())])
     with pytest.raises(DataInvalid, match="judge reads a pair as one sequence"):
         rerank_speed(teacher, [teacher], ASKED)
+
+
+def test_a_pair_whose_passage_is_known_is_timed_by_itself(sides: tuple[Path, Path]) -> None:
+    student = Student(load_bundle(sides[0]), precision="fp32")
+    pairs = [(each.query, passage) for each in ASKED for passage in each.passages]
+    # cold and warm in turn, one repeat: the warm one takes 10 s
+    for most, counted in ((5, 5), (2, 3)):
+        clock = iter([0.0, 99.0, 0.0, 10.0])
+        found = known_us(student, pairs, most_pairs=most, repeats=1, clock=_ticks(clock))
+        assert found == pytest.approx(10e6 / counted), "every second query leaves the first one's three pairs"
 
 
 @pytest.fixture

@@ -24,12 +24,14 @@ from models.refresh.command import WorkFailed
 from models.refresh.compare_command import command
 from models.refresh.comparing import Costing, Field, compare, unique_names
 from models.refresh.grounds import ground_of
+from models.refresh.job import refresh
 from models.refresh.progress import Reporter
 from models.report.frontier import Comparison, frontier
 from service.bundle.load import load_bundle
 from service.cli import LazyVerb
 from service.errors import StoreError
 from service.runtime.student import Student
+from service.store.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -78,7 +80,8 @@ def compared(
         variant(original, folder / "broken.yaml", name="toy-broken", teacher={"from": str(classifier_directory)}),
     ]
     stored = ("--student", "toy-intent@1", "--teacher", "toy-intent@1", "--store", refreshed / "store")
-    result = run([*recipes, *stored, "--runs", folder / "runs", "--out", folder / "out", *QUICK])
+    carded = ("--card", "toy-intent@1")
+    result = run([*recipes, *stored, *carded, "--runs", folder / "runs", "--out", folder / "out", *QUICK])
     return folder, result
 
 
@@ -148,6 +151,45 @@ def test_nothing_is_published_judged_or_made_again(compared: tuple[Path, Result]
     after = {step: set((folder / "runs" / step).iterdir()) for step in before}
     added = {step: len(after[step]) - len(before[step]) for step in before}
     assert added == {"student": 1, "gates": 0, "version": 0}
+
+
+def test_no_card_is_written_where_a_student_is_missing(compared: tuple[Path, Result], refreshed: Path) -> None:
+    assert "no card was written" in compared[1].output
+    assert "## Frontier" not in (refreshed / "store" / "toy-intent" / "1" / "card.md").read_text(encoding="utf-8")
+
+
+def test_the_card_of_a_published_version_gets_the_comparison_and_it_stays_published(
+    compared: tuple[Path, Result], refreshed: Path, tmp_path: Path
+) -> None:
+    runs, store, recipe = compared[0] / "runs", tmp_path / "store", refreshed / "recipe.yaml"
+    shutil.copytree(refreshed / "store", store)
+    options = ("--card", "toy-intent@1", "--store", store, "--runs", runs, "--out", tmp_path / "out")
+    result = run([recipe, *options, *QUICK])
+    assert result.exit_code == 0, result.output
+    bundle = Store(store).open("toy-intent", 1)
+    card = (bundle.path / "card.md").read_text(encoding="utf-8")
+    said = "understudy compare recipe.yaml --card toy-intent@1 --most-rows 20 --single-rows 5 --repeats 1"
+    assert f"This version, `toy-intent` in the table, by itself: accuracy on {said_rows(tmp_path)}" in card
+    assert said in card
+    assert str(tmp_path) not in card
+    assert card.index("## Frontier") < card.index("## Gates")
+    assert (bundle.path / "card" / "frontier.png").read_bytes() == (tmp_path / "out" / "compare.png").read_bytes()
+    Student(bundle).check_golden()
+    again = refresh(read_recipe(recipe), store=store, cache=StepCache(runs), reporter=Reporter(io.StringIO()))
+    assert (again.version, again.new) == (1, False)
+
+
+def said_rows(folder: Path) -> str:
+    return json.loads((folder / "out" / "compare.json").read_text(encoding="utf-8"))["split"]
+
+
+def test_a_card_of_a_version_that_is_not_compared_is_refused_at_once(refreshed: Path, tmp_path: Path) -> None:
+    other = variant(refreshed / "recipe.yaml", tmp_path / "other.yaml", seed=7)
+    options = ("--card", "toy-intent@1", "--store", refreshed / "store")
+    result = run([other, *options, "--runs", tmp_path / "runs", "--out", tmp_path / "out"])
+    assert isinstance(result.exception, DataInvalid)
+    assert "--card toy-intent@1: it is not compared" in str(result.exception)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_embedder_is_compared_by_correlation(tmp_path: Path, encoder_directory: Path) -> None:

@@ -22,11 +22,11 @@ from models.report.frontier import (
     dominates,
     frontier,
     marks,
-    plot_comparison,
     smallest,
 )
+from models.report.frontier_plot import plot_comparison
 
-MAX_BYTES = 80_000
+MAX_BYTES = 60_000
 
 
 def point(name: str, quality: float, cost: float | None = 100.0, **more: object) -> Point:
@@ -189,6 +189,30 @@ def test_the_page_says_how_what_and_what_not(found: Comparison) -> None:
     assert "Not made:\n\n- broken: the loss is not finite\n" in page
     assert page.endswith("- Measured on dev.\n")
     assert "![" not in comparison_page(found)
+
+
+def test_known_passages_have_a_column_where_any_ranker_keeps_them(found: Comparison) -> None:
+    points = (point("split", 0.8, 90.0, us_known=4.5), point("joint", 0.81, 400.0))
+    head, _, split, joint = comparison_table(replace(found, task="rank", points=points)).splitlines()
+    at = [cell.strip() for cell in head.split("|")].index("µs, known passages")
+    assert [line.split("|")[at].strip() for line in (split, joint)] == ["4.5", "–"]
+    assert "µs a pair, batch 32" in head
+    assert "known passages" not in comparison_table(found)
+    assert frontier(points) == (0, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_crowded_picture_is_small_too(tmp_path: Path, found: Comparison) -> None:
+    crowd = [
+        point(
+            f"a student with a long name {number}", 0.5 + number / 40, 10.0 * 2**number, setting=setting, us_known=3.0
+        )
+        for number in range(12)
+        for setting in ("full depth", "risk 0.01")
+    ]
+    path = tmp_path / "crowd.png"
+    plot_comparison(path, replace(found, task="rank", points=tuple(crowd)))
+    assert path.stat().st_size < MAX_BYTES
 
 
 @pytest.mark.filterwarnings("error")
