@@ -53,8 +53,10 @@ def measure_ranges(student: nn.Module, batches: Iterable[TokenBatch], *, percent
     """The input range of every linear layer that sees one row a token.
 
     Args:
-        student: called as `student(input_ids, attention_mask)`; run in eval mode, left as it was.
-        batches: `input_ids` and `attention_mask`, int64 [B, T] arrays or tensors. At least one with B and T above 1.
+        student: called as `student(input_ids, attention_mask)`, with pairs `token_type_ids` too; run in eval mode, left
+            as it was.
+        batches: `input_ids` and `attention_mask` (of pairs `token_type_ids`), int64 [B, T] arrays or tensors. At least
+            one with B and T above 1.
         percentile: as `Observed.clipped` takes it.
     Returns: ranges by module name. Layers behind the pooling (one row an item) are left out: they stay float32.
     Raises: ValueError: no batches.
@@ -76,8 +78,9 @@ def measure_ranges(student: nn.Module, batches: Iterable[TokenBatch], *, percent
     try:
         with torch.no_grad():
             for batch in batches:
-                ids, mask = torch.as_tensor(batch["input_ids"]), torch.as_tensor(batch["attention_mask"])
-                student(ids, mask)
+                mask = torch.as_tensor(batch["attention_mask"])
+                types = [torch.as_tensor(batch[name]) for name in ("token_type_ids",) if name in batch]
+                student(torch.as_tensor(batch["input_ids"]), mask, *types)
                 seen += 1
     finally:
         student.train(was_training)

@@ -84,8 +84,8 @@ def texts_of(rows: Sequence[Row]) -> list[Text]:
 
 
 def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
-    """Raises: RecipeInvalid: the rows are pairs, and the recipe's student or its compression is for single texts; or
-    the other way round."""
+    """Raises: RecipeInvalid: the rows are pairs, and the recipe's student is for single texts; or the other way
+    round."""
     first, student = splits.train[0], recipe.student
     place, siamese = f"{first.file}:{first.line}", isinstance(student, SiameseSettings)
     if siamese and not takes_pairs(splits):
@@ -95,8 +95,8 @@ def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
     where = f"{place}: text_pair"
     if not isinstance(student, EncoderSettings):
         raise RecipeInvalid(f"{where}: student.architecture {student.architecture} takes single texts")
-    if student.local_features or (recipe.int8 is not None and recipe.int8.int8 == "qat"):
-        raise RecipeInvalid(f"{where}: student.local_features and compress qat are for single texts")
+    if student.local_features:
+        raise RecipeInvalid(f"{where}: student.local_features is for single texts")
 
 
 def takes_pairs(splits: Splits) -> bool:

@@ -14,6 +14,7 @@ from models.compress.qat import FakeInt8Linear, bake, fake_quantise, fake_rows, 
 from models.compress.ranges import Range
 from models.compress.token_table import quantise_token_table
 from models.export.stages import export_stages
+from models.students.encoder import EncoderConfig, EncoderStudent
 
 
 def _logits(student, batches) -> list[np.ndarray]:
@@ -116,3 +117,18 @@ def _train_a_little(student, batches) -> None:
         loss.backward()
         optimiser.step()
     student.eval()
+
+
+def test_ranges_of_pairs_see_which_text_a_token_is_of():
+    student = EncoderStudent(
+        EncoderConfig(
+            vocabulary=20, width=2, layers=1, hidden=16, heads=2, feed_forward=32, exits=(1,), max_tokens=8, pairs=True
+        )
+    )
+    with torch.no_grad():
+        student.embeddings.second.copy_(torch.linspace(-50, 50, 16))
+    ids = torch.arange(1, 13).reshape(2, 6)
+    alone = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    both = alone | {"token_type_ids": torch.tensor([[0, 0, 0, 1, 1, 1]] * 2)}
+    first, each = (measure_ranges(student, [batch])["layers.0.query"] for batch in (alone, both))
+    assert first != each

@@ -99,6 +99,20 @@ def test_pairs_become_a_student_of_pairs(made: Path):
     assert [manifest.labels[answer] for answer in answers] == ["yes", "no"]
 
 
+def test_a_student_of_pairs_may_train_for_int8_and_still_tells_the_second_text(recipe_in, tmp_path: Path):
+    qat = {"int8": "qat", "rows": 64, "qat_epochs": 0.5}
+    path, output = write_into(tmp_path, recipe_in), io.StringIO()
+    changes = {"compress": [qat], "publish": {"alias": "canary", "precisions": ["int8"]}}
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+    cache = StepCache(tmp_path / "runs")
+    published = refresh(read_recipe(path), store=tmp_path / "store", cache=cache, reporter=Reporter(output))
+    student = Student(Store(tmp_path / "store").open("toy-intent", published.version))
+    assert "compress: int8 trained" in output.getvalue()
+    pairs = [("where is my card", "the late refund"), ("the late refund", "where is my transfer")]
+    answers = [outcome.raw.argmax() for outcome in student.run(student.encoder.encode(pairs), student.policy("never"))]
+    assert answers == [1, 0]
+
+
 def test_the_card_measures_each_test_file_and_says_how(made: Path):
     card = (opened(made).path / "card.md").read_text()
     table = card[card.index("## By test file") :]
@@ -170,7 +184,7 @@ def test_the_files_may_lie_elsewhere(made: Path, tmp_path: Path):
     ("changes", "says"),
     [
         ({"student": {"architecture": "ngram", "max_tokens": 16}}, "student.architecture ngram takes single texts"),
-        ({"compress": [{"int8": "qat"}]}, "compress qat are for single texts"),
+        ({"student": {"local_features": 8, "max_tokens": 16}}, "student.local_features is for single texts"),
     ],
 )
 def test_what_cannot_take_pairs_is_refused(recipe: Path, tmp_path: Path, changes: dict, says: str):
