@@ -13,7 +13,7 @@ from service.api.loading import Served
 from service.api.passages import Reading
 from service.api.problems import problem
 from service.api.schemas import Passage, RankBody
-from service.api.scoring import Scored, Scores, aside, compare_embeddings, join_pairs, score_pairs
+from service.api.scoring import Scored, Scores, compare_embeddings, join_pairs, score_pairs
 from service.api.service import Service
 from service.errors import ServiceError
 from service.runtime.heads import ExitPolicy, sigmoid
@@ -91,7 +91,7 @@ async def rank(service: Service, served: Served, body: RankBody, *, call: Call) 
     """
     policy = served.student.policy(body.exit)
     scores = await _scorer(served)(service, served, body, policy=policy, call=call)
-    return await aside(service, len(body.passages), partial(_ranking, served, body, policy, scores))
+    return await service.tokenizing.by_size(len(body.passages), partial(_ranking, served, body, policy, scores))
 
 
 def _scorer(served: Served) -> Callable[..., Awaitable[Scores]]:

@@ -4,32 +4,29 @@ N passages, D embedding dimensions, W chunks of all passages together.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 
 from service.api.call import Call
-from service.api.joining import both, stated
+from service.api.joining import state_or_error
 from service.api.loading import Served
 from service.api.passages import Embedded, Entry, PassageKey, Reading, Stated, passage_keys
 from service.api.problems import told, wrong_field
 from service.api.schemas import RankBody
 from service.api.service import Service
-from service.api.underway import Inference
+from service.api.underway import Inference, inference_of
+from service.engine.item import ItemResult
 from service.errors import FieldProblem, InvalidInput, RunFailed, ServiceError, TooLarge
 from service.runtime.encode import TOO_LONG, Chunked, Encoder, Text, Truncate
 from service.runtime.heads import ExitPolicy, Floats, cosines, unit_rows
 from service.runtime.joined import JoinedPair, State, as_second
-from service.runtime.student import Outcome, state_of
-
-# above so many passages, arithmetic and sorting would hold the event loop for milliseconds
-MANY_PASSAGES = 64
+from service.runtime.student import Outcome
 
 Ends = Sequence[Outcome | ServiceError]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ async def score_pairs(service: Service, served: Served, body: RankBody, *, polic
     refused = _refusals(service, served, body, read)
     taken = [one for at, one in enumerate(read) if at not in refused]
     ran = await _run(service, served, taken, policy=policy, call=call, tokenize_s=tokenize_s)
-    scored = iter(await aside(service, len(taken), partial(_scored, taken, ran)))
+    scored = iter(await service.tokenizing.by_size(len(taken), partial(_scored, taken, ran)))
     scores = [refused[at] if at in refused else next(scored) for at in range(len(read))]
     return Scores(_settled(body, scores), None, ran)
 
@@ -95,9 +92,9 @@ async def compare_embeddings(
     ran = await _run(service, served, read, policy=policy, call=call, tokenize_s=fresh.tokenize_s)
     (asked,), *ends = _grouped(ran, read)
     vector = _query_vector(asked)
-    made = await aside(service, len(fresh.taken), partial(_embedded, fresh.taken, ends))
+    made = await service.tokenizing.by_size(len(fresh.taken), partial(_embedded, fresh.taken, ends))
     _remember(service, served, made)
-    compared = await aside(service, len(fresh.keys), partial(_compared, vector, {**fresh.known, **made}))
+    compared = await service.tokenizing.by_size(len(fresh.keys), partial(_compared, vector, {**fresh.known, **made}))
     scores = [fresh.refused.get(at) or compared[key] for at, key in enumerate(fresh.keys)]
     return Scores(_settled(body, scores), _reading(fresh.query), ran)
 
@@ -110,19 +107,22 @@ async def join_pairs(service: Service, served: Served, body: RankBody, *, policy
     Raises: as `ranking.rank`.
     """
     fresh = await _read_new(service, served, body, Stated, call)
-    pieces = [*fresh.query.pieces, *(as_second(piece) for one in fresh.taken.values() for piece in one.pieces)]
-    first = await service.run(served, pieces, policy=policy, call=call, tokenize_s=fresh.tokenize_s, apart=True)
-    (asked,), *ends = _grouped(first, [fresh.query, *fresh.taken.values()])
-    state = _query_state(fresh.query, asked)
-    made = await aside(service, len(fresh.taken), partial(_stated, fresh.taken, ends))
-    _remember(service, served, made)
-    entries = {**fresh.known, **made}
-    stood = {key: one for key, one in entries.items() if isinstance(one, Stated)}
-    pairs = [JoinedPair(state, each, billed=len(each)) for one in stood.values() for each in one.states]
-    second = await service.run(served, pairs, policy=policy, call=call)
-    joined = dict(zip(stood, await aside(service, len(stood), partial(_joined, stood, second)), strict=True))
+    with service.halves(served, _billed(fresh), policy=policy, call=call) as halves:
+        pieces = [piece for one in (fresh.query, *fresh.taken.values()) for piece in one.pieces]
+        first = await halves.read(pieces)
+        asked, *ends = (result.outcome for result in first)
+        state = _query_state(asked)
+        made = _stated(fresh.taken, iter(ends))
+        _remember(service, served, made)
+        entries = {**fresh.known, **made}
+        stood = {key: one for key, one in entries.items() if isinstance(one, Stated)}
+        pairs = [JoinedPair(state, each, billed=len(each)) for one in stood.values() for each in one.states]
+        second = await halves.join(pairs)
+    each = await service.tokenizing.by_size(len(stood), partial(_joined, stood, second))
+    joined = dict(zip(stood, each, strict=True))
     scores = [fresh.refused.get(at) or joined.get(key) or _error(entries[key]) for at, key in enumerate(fresh.keys)]
-    return Scores(_settled(body, scores), _reading(fresh.query), both(first, second))
+    ran = inference_of((), first, second, policy=policy, tokenize_s=fresh.tokenize_s)
+    return Scores(_settled(body, scores), _reading(fresh.query), ran)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +137,16 @@ class _Fresh(Generic[Entry]):
     tokenize_s: float
 
 
+def _billed(fresh: _Fresh[Stated]) -> list[int]:
+    """Of each pair its tokens: the passage's, known or not."""
+    known = [len(state) for one in fresh.known.values() for state in one.states]
+    return known + [piece.billed for one in fresh.taken.values() for piece in one.pieces]
+
+
 async def _read_new(service: Service, served: Served, body: RankBody, kind: type[Entry], call: Call) -> _Fresh[Entry]:
     """Tokenize the query and the passages of which nothing of the kind is kept. Raises: as `ranking.rank`."""
     texts = [passage.text for passage in body.passages]
-    keys = await aside(service, len(texts), partial(passage_keys, texts, truncation(service, body)))
+    keys = await service.tokenizing.by_size(len(texts), partial(passage_keys, texts, truncation(service, body)))
     known: dict[PassageKey, Entry] = service.passages.get(served.handle, keys, kind)
     new: dict[PassageKey, str] = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
     (query, *each), tokenize_s = await _read(service, served, body, [body.query, *new.values()], call)
@@ -159,32 +165,34 @@ def _remember(service: Service, served: Served, made: Mapping[PassageKey, Embedd
         )
 
 
-def _query_state(read: Chunked, end: Outcome | ServiceError) -> State:
+def _query_state(end: Outcome | ServiceError) -> State:
     """What the query gave. Raises: ServiceError: nothing."""
     if isinstance(end, RunFailed):
         detail = "the student could not read the query"
         raise RunFailed(detail, errors=(FieldProblem("/query", detail),)) from end
     if isinstance(end, ServiceError):
         raise end
-    return state_of(read.pieces[0], end.raw)
+    return end.raw
 
 
-def _stated(read: Mapping[PassageKey, Chunked], ends: Sequence[Ends]) -> dict[PassageKey, Stated | ServiceError]:
-    return {key: _states(one, of) for (key, one), of in zip(read.items(), ends, strict=True)}
+def _stated(
+    read: Mapping[PassageKey, Chunked], ends: Iterator[Outcome | ServiceError]
+) -> dict[PassageKey, Stated | ServiceError]:
+    return {key: _states(one, [next(ends) for _ in one.pieces]) for key, one in read.items()}
 
 
 def _states(read: Chunked, ends: Ends) -> Stated | ServiceError:
     states: list[State] = []
-    for piece, end in zip(read.pieces, ends, strict=True):
-        state = stated(piece, end)
+    for end in ends:
+        state = state_or_error(end)
         if isinstance(state, ServiceError):
             return state
         states.append(state)
     return Stated(tuple(states), _reading(read))
 
 
-def _joined(entries: Mapping[PassageKey, Stated], ran: Inference) -> list[Scored | ServiceError]:
-    ends = iter(item.end for item in ran.items)
+def _joined(entries: Mapping[PassageKey, Stated], ran: Sequence[ItemResult]) -> list[Scored | ServiceError]:
+    ends = iter(result.outcome for result in ran)
     return [_best([next(ends) for _ in one.states], one.reading) for one in entries.values()]
 
 
@@ -242,19 +250,20 @@ def truncation(service: Service, body: RankBody) -> str:
     return body.truncate or service.settings.default_truncate
 
 
-async def aside(service: Service, passages: int, work: Callable[[], T]) -> T:
-    """Do arithmetic about so many passages where it holds nobody up."""
-    return await service.tokenizing.aside(work) if passages > MANY_PASSAGES else work()
-
-
 class _Reader:
     """Tokenizes a request's texts, of which the first is the query, or is read with it alone, and is never in chunks.
 
     Owner: one tokenizing thread at a time.
     """
 
-    def __init__(self, encoder: Encoder, truncate: str, *, most_pieces: int) -> None:
-        self._encoder, self._truncate, self._most_pieces = encoder, truncate, most_pieces
+    def __init__(self, encoder: Encoder, truncate: str, *, most_pieces: int, apart: bool) -> None:
+        """Read nothing yet.
+
+        Args:
+            most_pieces: of all texts but the first.
+            apart: whether all but the first are the second texts of pairs.
+        """
+        self._encoder, self._truncate, self._most_pieces, self._apart = encoder, truncate, most_pieces, apart
         self._pieces = 0
 
     def __call__(self, texts: Sequence[Text], first: int) -> list[Chunked]:
@@ -264,9 +273,12 @@ class _Reader:
         whole = self._encoder.encode(texts[:plain], truncate=cut)
         read = [Chunked((one,), tokens=one.tokens, kept=one.kept) for one in whole]
         read += self._encoder.encode_chunks(texts[plain:])
-        self._pieces += sum(len(one.pieces) for one in read)
+        self._pieces += sum(len(one.pieces) for one in read) - int(first == 0)
         if self._pieces > self._most_pieces:
             raise TooLarge(f"the passages fall into more than {self._most_pieces} chunks")
+        if self._apart:
+            query = int(first == 0)
+            read[query:] = [replace(one, pieces=tuple(map(as_second, one.pieces))) for one in read[query:]]
         return read
 
 
@@ -279,9 +291,12 @@ async def _read(
     Raises: InvalidInput: the query alone is too long.
     """
     truncate = truncation(service, body)
-    reader = _Reader(served.student.encoder, truncate, most_pieces=service.settings.max_queue_items)
+    most, apart = service.settings.max_queue_items, served.manifest.apart > 0
+    reader = _Reader(served.student.encoder, truncate, most_pieces=most, apart=apart)
     began = time.monotonic()
-    read = await service.tokenize(served, texts, reader, call=call)
+    # of pairs the query is no item of its own
+    items = len(texts) if served.manifest.pairs == "none" else len(texts) - 1
+    read = await service.tokenize(served, texts, reader, call=call, items=items)
     tokenize_s = time.monotonic() - began
     if truncate == "error" and read[0].kept < read[0].tokens:
         raise wrong_field("/query", _too_long(served, read[0]))

@@ -13,8 +13,9 @@ from service.api.access import Access
 from service.api.answers import Answered
 from service.api.call import Call as Call
 from service.api.call import call_of as call_of
+from service.api.charging import Bill, allow, charge, charge_expected
 from service.api.door import Door
-from service.api.joining import run_joined
+from service.api.joining import Halves, run_joined
 from service.api.loading import Served, loader
 from service.api.logs import log_event, log_failure
 from service.api.loop_lag import LoopLag
@@ -24,7 +25,7 @@ from service.api.problems import wrong_field
 from service.api.schemas import Body, EmbedBody
 from service.api.students import Students
 from service.api.tokenizing import Tokenizing, Work, are_short, encode, refuse_whole
-from service.api.underway import Inference, Underway
+from service.api.underway import Inference, Underway, inference_of
 from service.engine.engine import Engine
 from service.engine.item import ItemResult, ServedStudent
 from service.engine.policy import EngineLimits
@@ -33,7 +34,6 @@ from service.metrics import Metrics
 from service.runtime.encode import Encoded, Text, Truncate
 from service.runtime.heads import ExitPolicy
 from service.runtime.joined import Unit
-from service.runtime.student import Outcome
 from service.settings import Settings
 from service.store.store import Store
 
@@ -180,11 +180,12 @@ class Service:
         began = time.monotonic()
         work = partial(encode, served.student.encoder, self.truncation(body))
         encoded = await self.tokenize(served, body.inputs, work, call=call)
-        policy = self._policy(served, body, encoded)
-        run = partial(self.run, served, policy=policy, call=call)
-        if served.manifest.apart:
-            return await run_joined(run, encoded, tokenize_s=time.monotonic() - began)
-        return await run(encoded, tokenize_s=time.monotonic() - began)
+        policy, tokenize_s = self._policy(served, body, encoded), time.monotonic() - began
+        if not served.manifest.apart:
+            return await self.run(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s)
+        billed = [pair.billed for pair in encoded if isinstance(pair, Encoded)]
+        with self.halves(served, billed, policy=policy, call=call) as halves:
+            return await run_joined(halves, encoded, aside=self.tokenizing.by_size, tokenize_s=tokenize_s)
 
     def begin(self, served: Served, body: Body, *, call: Call) -> Underway:
         """Tokenize short texts and hand them to the engine. Args and errors are `infer`'s."""
@@ -210,7 +211,9 @@ class Service:
         """What is done with texts that are too long."""
         return body.truncate or self.settings.default_truncate
 
-    async def tokenize(self, served: Served, texts: Sequence[Text], work: Work[E], *, call: Call) -> list[E]:
+    async def tokenize(
+        self, served: Served, texts: Sequence[Text], work: Work[E], *, call: Call, items: int | None = None
+    ) -> list[E]:
         """Do what is slow about texts, unless they would be refused afterwards anyway.
 
         Args:
@@ -218,11 +221,12 @@ class Service:
             texts: all of the request's, or some.
             work: what to do with a portion and the place of its first text: one result for each.
             call: who asks, until when.
+            items: how many are to be run of them; None: each.
         Raises:
             Forbidden, QuotaExceeded: the caller may not ask now.
             Overloaded, Draining, DeadlineExceeded, TooLarge: the engine would not take them, or too much waits here.
         """
-        self._admit(served, len(texts), call)
+        self._admit(served, len(texts) if items is None else items, call)
         if are_short(texts):
             return list(work(texts, 0))
         try:
@@ -243,7 +247,6 @@ class Service:
         policy: ExitPolicy,
         call: Call,
         tokenize_s: float = 0.0,
-        apart: bool = False,
     ) -> Inference:
         """Run what was tokenized; what could not be keeps its error.
 
@@ -253,20 +256,33 @@ class Service:
             policy: when items may leave early.
             call: who asks, until when, how urgently.
             tokenize_s: what tokenizing took, for the record.
-            apart: run the stages that read one text of a pair by itself; this counts against no quota, the pairs do.
         Raises:
             TooLarge: more tokens than one request may have.
             Forbidden, QuotaExceeded: the caller may not have so much.
             Overloaded, Draining, DeadlineExceeded: the engine does not take the items.
         """
-        begun = self._begin(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s, apart=apart)
-        return await self._wait(begun)
+        return await self._wait(self._begin(served, encoded, policy=policy, call=call, tokenize_s=tokenize_s))
+
+    def halves(self, served: Served, billed: Sequence[int], *, policy: ExitPolicy, call: Call) -> Halves:
+        """Let a request in whose texts are read apart.
+
+        Args:
+            served: a student that joins two texts.
+            billed: of each pair its tokens.
+            policy: when pairs may leave early.
+            call: who asks, until when, how urgently.
+        Raises: as `run`.
+        """
+        bill = Bill(served, policy, call, len(billed), sum(billed))
+        self._allow(bill)
+        return Halves(self.engine, self.access, bill)
 
     def _admit(self, served: Served, items: int, call: Call) -> None:
         """Raises: Forbidden, QuotaExceeded, Overloaded, Draining, DeadlineExceeded, TooLarge: as `tokenize`."""
         self.access.admit(call.caller, model=served.name)
-        for handle in served.handles:
-            self.engine.check(handle, items, deadline=call.deadline)
+        self.engine.check(served.handle, items, deadline=call.deadline)
+        if served.reading is not None:
+            self.engine.check(served.reading, items, deadline=call.deadline, room=False)
 
     def _begin(
         self,
@@ -276,21 +292,16 @@ class Service:
         policy: ExitPolicy,
         call: Call,
         tokenize_s: float,
-        apart: bool = False,
     ) -> Underway:
         good = [item for item in encoded if not isinstance(item, ServiceError)]
-        tokens = sum([item.billed for item in good])
-        if tokens > self.settings.max_request_tokens:
-            raise TooLarge(f"{tokens} tokens; one request may have {self.settings.max_request_tokens}")
-        if not self.access.open:
-            self._allow(served, policy, tokens, call)
-        handle = served.reading if apart and served.reading is not None else served.handle
+        bill = Bill(served, policy, call, len(good), sum([item.billed for item in good]))
+        self._allow(bill)
         request = (
-            self.engine.begin(handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
+            self.engine.begin(served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
             if good
             else None
         )
-        return Underway(served, encoded, good, tokens, policy, call, tokenize_s, request, charged=not apart)
+        return Underway(bill, encoded, good, tokenize_s, request)
 
     async def _wait(self, underway: Underway) -> Inference:
         if underway.request is None:
@@ -305,37 +316,21 @@ class Service:
         """Its client has gone."""
         if underway.request is not None:
             self.engine.give_up(underway.request)
-        # who leaves pays what was expected; else leaving just before the answer would be free
-        if underway.charged:
-            expected = underway.tokens * _expected_depth(underway.served, underway.policy)
-            self.access.charge(underway.call.caller, items=len(underway.good), compute_tokens=expected)
+        charge_expected(self.access, underway.bill)
 
     def ended(self, underway: Underway, ran: Sequence[ItemResult]) -> Inference:
         """What came of a request, whose items ended so."""
-        if underway.charged and not self.access.open:
-            self._charge(underway.served, underway.good, ran, underway.call)
-        items = tuple(_answered(underway.encoded, ran))
-        if len(ran) == 1:
-            queue_s, compute_s = ran[0].queue_s, ran[0].compute_s
-        else:
-            queue_s = max([result.queue_s for result in ran], default=0.0)
-            compute_s = max([result.compute_s for result in ran], default=0.0)
-        return Inference(underway.policy, items, queue_s, compute_s, underway.tokenize_s)
+        if not self.access.open:
+            charge(self.access, underway.bill, zip(underway.good, ran, strict=True))
+        items = _answered(underway.encoded, ran)
+        return inference_of(items, ran, policy=underway.bill.policy, tokenize_s=underway.tokenize_s)
 
-    def _allow(self, served: Served, policy: ExitPolicy, tokens: int, call: Call) -> None:
-        default = served.student.policy("default")
-        # subtle: a risk below every certified one is full depth too; a default without early exits is nobody's wish
-        asked = default.risk_applied is not None and policy.risk_requested != default.risk_requested
-        full = asked and policy.risk_applied is None
-        self.access.allow(call.caller, tokens=tokens, depth=_expected_depth(served, policy), full_depth=full)
-
-    def _charge(self, served: Served, good: Sequence[Unit], ran: Sequence[ItemResult], call: Call) -> None:
-        exits = served.manifest.exits
-        compute = sum(
-            item.billed * (exits[result.outcome.exit_index].depth if isinstance(result.outcome, Outcome) else 1.0)
-            for item, result in zip(good, ran, strict=True)
-        )
-        self.access.charge(call.caller, items=len(good), compute_tokens=compute)
+    def _allow(self, bill: Bill) -> None:
+        """Raises: TooLarge: more tokens than one request may have. Forbidden, QuotaExceeded: as `run`."""
+        if bill.tokens > self.settings.max_request_tokens:
+            raise TooLarge(f"{bill.tokens} tokens; one request may have {self.settings.max_request_tokens}")
+        if not self.access.open:
+            allow(self.access, bill)
 
 
 def _limits(settings: Settings) -> EngineLimits:
@@ -370,11 +365,3 @@ def _check_inputs(served: Served, body: Body) -> None:
     own = manifest.embedding_dimensions
     if isinstance(body, EmbedBody) and body.dimensions is not None and own is not None and body.dimensions > own:
         raise wrong_field("/dimensions", f"student {served.name!r} has {own}")
-
-
-def _expected_depth(served: Served, policy: ExitPolicy) -> float:
-    """The share of the full student's compute that an item takes on average, as certified; 1 where exits are off."""
-    student = served.student
-    certificate = served.manifest.certificate(backend=student.backend, precision=student.precision)
-    points = certificate.points if certificate is not None else ()
-    return next((point.mean_depth for point in points if point.risk == policy.risk_applied), 1.0)

@@ -15,6 +15,8 @@ SHORT_CHARACTERS = 1 << 12
 # tokenized in one go, some ten milliseconds: short requests pass between the portions of a long one
 PORTION_CHARACTERS = 1 << 16
 RETRY_AFTER_S = 1.0
+# above so many items, arithmetic and sorting would hold the event loop for milliseconds
+MANY_ITEMS = 64
 
 E = TypeVar("E")
 R = TypeVar("R")
@@ -50,6 +52,10 @@ class Tokenizing:
     async def aside(self, work: Callable[[], R]) -> R:
         """Do something that would hold the event loop for too long."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def by_size(self, items: int, work: Callable[[], R]) -> R:
+        """Do arithmetic about so many items where it holds nobody up."""
+        return await self.aside(work) if items > MANY_ITEMS else work()
 
     def close(self) -> None:
         """Let the threads go."""

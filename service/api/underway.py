@@ -1,12 +1,11 @@
 """A request in the engine, and what came of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.api.answers import Answered
-from service.api.call import Call
-from service.api.loading import Served
-from service.engine.item import Request
+from service.api.charging import Bill
+from service.engine.item import ItemResult, Request
 from service.errors import ServiceError
 from service.runtime.heads import ExitPolicy
 from service.runtime.joined import Unit
@@ -28,22 +27,32 @@ class Underway:
     """A request in the engine.
 
     Attributes:
-        served: who answers.
+        bill: what it costs whom.
         encoded: each item, or why it is not run.
-        good: those that are run, of so many `tokens` together.
-        policy: when they may leave early.
-        call: who asks, until when, how urgently.
+        good: those that are run.
         tokenize_s: what tokenizing took, in seconds.
         request: the engine's; None: nothing is run.
-        charged: whether it counts against quotas; what is only read, to be joined later, counts then.
     """
 
-    served: Served
+    bill: Bill
     encoded: Sequence[Unit | ServiceError]
     good: Sequence[Unit]
-    tokens: int
-    policy: ExitPolicy
-    call: Call
     tokenize_s: float
     request: Request | None
-    charged: bool = True
+
+
+def inference_of(
+    items: Iterable[Answered], *runs: Sequence[ItemResult], policy: ExitPolicy, tokenize_s: float
+) -> Inference:
+    """What came of a request whose items ended so, in one run or several, one after another."""
+    return Inference(
+        policy,
+        tuple(items),
+        queue_s=sum([_longest([result.queue_s for result in run]) for run in runs]),
+        compute_s=sum([_longest([result.compute_s for result in run]) for run in runs]),
+        tokenize_s=tokenize_s,
+    )
+
+
+def _longest(seconds: Sequence[float]) -> float:
+    return max(seconds, default=0.0)

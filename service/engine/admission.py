@@ -38,6 +38,26 @@ class Asked:
     moment: float
 
 
+class Place:
+    """Room in a student's queue for items that are still to be made of others. Owner: event loop.
+
+    Invariant: it is counted until it is left.
+    """
+
+    def __init__(self, lane: StudentLane, items: int) -> None:
+        self.lane = lane
+        self._items = items
+        lane.promised += items
+
+    def __repr__(self) -> str:
+        return f"Place(items={self._items})"
+
+    def leave(self) -> None:
+        """The items are there, or will not come; may be called again."""
+        self.lane.promised -= self._items
+        self._items = 0
+
+
 class Admission:
     """The students known to the engine, and what may be added to their work. Owner: event loop."""
 
@@ -68,26 +88,35 @@ class Admission:
             self._crowd = {lane: None for lane in self._crowd if lane.items or now < lane.seen + CROWD_S}
         return len(self._crowd) > 1
 
-    def check(self, student: ServedStudent, asked: Asked, *, now: float) -> None:
+    def check(self, student: ServedStudent, asked: Asked, *, now: float, room: bool = True) -> None:
         """Refuse what cannot be answered.
 
+        Args:
+            student: who would answer.
+            asked: the request.
+            now: the moment.
+            room: whether it needs room in the queue; not if it holds a `Place` for what its items become.
         Raises:
             TooLarge: more items than may ever wait.
             DeadlineExceeded: the deadline has passed.
             Overloaded: the queue is full, or the answer would come after the deadline.
         """
         lane, most = self.lane(student), self._limits.max_queue_items
-        if asked.items > most:
+        if room and asked.items > most:
             raise TooLarge(f"{asked.items} items, more than the {most} that may wait")
-        if asked.deadline <= now:
-            self._observer.dropped(student, "deadline", asked.items)
-            raise DeadlineExceeded("the deadline passed before the request was admitted")
-        if lane.waiting + asked.items > most:
+        self.check_deadline(student, asked, now=now)
+        if room and lane.waiting + lane.promised + asked.items > most:
             self._observer.dropped(student, "overloaded", asked.items)
             raise self._overloaded("too many items are waiting")
         if asked.deadline != math.inf and now + self.finish_s(lane, asked) > asked.deadline:
             self._observer.dropped(student, "late", asked.items)
             raise self._overloaded("the answer would come after the deadline")
+
+    def check_deadline(self, student: ServedStudent, asked: Asked, *, now: float) -> None:
+        """Refuse what is late already, and nothing else. Raises: DeadlineExceeded."""
+        if asked.deadline <= now:
+            self._observer.dropped(student, "deadline", asked.items)
+            raise DeadlineExceeded("the deadline passed before the request was admitted")
 
     def finish_s(self, lane: StudentLane, asked: Asked) -> float:
         """Seconds in which the last item of a request should be done, were it admitted now.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from service.engine.admission import Admission, Asked
+from service.engine.admission import Admission, Asked, Place
 from service.engine.flight import Flight, group_of, job_of
 from service.engine.forecast import RUN_S
 from service.engine.item import ItemResult, Request, ServedStudent
@@ -103,13 +103,26 @@ class Engine:
         """Seconds since the slot that has been silent longest was heard of; 0 where none is busy."""
         return max((self._clock() - flight.heard for flight in self._flights), default=0.0)
 
-    def check(self, student: ServedStudent, items: int, *, deadline: float | None = None) -> None:
-        """Refuse, before its texts are tokenized, what `submit` would refuse; the same errors."""
+    def check(self, student: ServedStudent, items: int, *, deadline: float | None = None, room: bool = True) -> None:
+        """Refuse, before its texts are tokenized, what `submit` would refuse; the same errors.
+
+        `room`: whether the items need any in the queue; not if they come with a `Place` for what they become.
+        """
         now, moment = self._clock(), math.inf if deadline is None else deadline
         self._check_open(student, items)
         tokens = items * self._admission.lane(student).forecast.item_tokens
         last = moment + items * self._limits.pace_s
-        self._admission.check(student, Asked(items, tokens, moment, last), now=now)
+        self._admission.check(student, Asked(items, tokens, moment, last), now=now, room=room)
+
+    def promise(self, student: ServedStudent, items: int, *, deadline: float | None = None) -> Place:
+        """Admit items that are still to be made of others, which come first.
+
+        The place goes with both to `begin`: the others then need no room of their own, since they are bounded by what
+        they become, and the items themselves are not refused any more, as what waits between two stages is not. Who
+        holds it leaves it, whatever happens. Errors are `submit`'s.
+        """
+        self.check(student, items, deadline=deadline)
+        return Place(self._admission.lane(student), items)
 
     async def submit(
         self,
@@ -152,13 +165,27 @@ class Engine:
         policy: ExitPolicy,
         deadline: float | None = None,
         priority: Priority = "normal",
+        place: Place | None = None,
     ) -> Request:
         """Admit a request of at least one item; its `future` has the results, or the engine's error if it stops.
 
-        Args and errors are `submit`'s.
+        Args and errors are `submit`'s; `place`: of `promise`, for these items or for what they become.
         """
-        moment = math.inf if deadline is None else deadline
-        return self._admit(student, items, policy, moment, priority)
+        now, lane = self._clock(), self._admission.lane(student)
+        limit = math.inf if deadline is None else deadline
+        self._check_open(student, len(items))
+        moment = first_moment(now=now, deadline=limit, priority=priority, limits=self._limits)
+        last = moment + len(items) * self._limits.pace_s
+        asked = Asked(len(items), sum([item.kept for item in items]), limit, last)
+        if place is None or place.lane is not lane:
+            self._admission.check(student, asked, now=now, room=place is None)
+        else:
+            self._admission.check_deadline(student, asked, now=now)
+            place.leave()
+        request = Request(student, lane, policy, limit, now, self._loop.create_future())
+        request.fill(items, moment=moment, order=self._admitted, pace_s=self._limits.pace_s)
+        self._enter(request, now)
+        return request
 
     def give_up(self, request: Request) -> None:
         """Nobody waits for a request any more: what has not ended of it ends."""
@@ -190,20 +217,11 @@ class Engine:
 
     # Admission
 
-    def _admit(
-        self, student: ServedStudent, items: Sequence[Unit], policy: ExitPolicy, deadline: float, priority: Priority
-    ) -> Request:
-        now, lane = self._clock(), self._admission.lane(student)
-        self._check_open(student, len(items))
-        moment = first_moment(now=now, deadline=deadline, priority=priority, limits=self._limits)
-        last = moment + len(items) * self._limits.pace_s
-        asked = Asked(len(items), sum([item.kept for item in items]), deadline, last)
-        self._admission.check(student, asked, now=now)
-        request = Request(student, lane, policy, deadline, now, self._loop.create_future())
-        request.fill(items, moment=moment, order=self._admitted, pace_s=self._limits.pace_s)
-        self._admitted += len(items)
-        if deadline != math.inf:
-            request.timer = self._loop.call_at(deadline, self._guarded, self._expire, request)
+    def _enter(self, request: Request, now: float) -> None:
+        lane = request.lane
+        self._admitted += len(request.items)
+        if request.deadline != math.inf:
+            request.timer = self._loop.call_at(request.deadline, self._guarded, self._expire, request)
         if not lane.items:
             lane.virtual = max(lane.virtual, self._virtual - CREDIT_S)
         self._admission.took(lane, now=now)
@@ -212,7 +230,6 @@ class Engine:
         self._idle.clear()
         self._queued[lane] = None
         self._wake()
-        return request
 
     def _check_open(self, student: ServedStudent, items: int) -> None:
         if self._stopped and self._accepting:

@@ -24,6 +24,7 @@ class StudentLane:
         virtual: predicted seconds it has had, brought up to the others' when it became active.
         items, tokens: of all its items that have not ended.
         running: how many of them are on slots.
+        promised: how many more were admitted before they were there.
         seen: the last moment at which it was given items.
     """
 
@@ -34,6 +35,7 @@ class StudentLane:
         self.items = 0
         self.tokens = 0
         self.running = 0
+        self.promised = 0
         self.seen = 0.0
         self._failed: list[set[int]] = [set() for _ in range(stages)]
 
@@ -56,13 +58,18 @@ class StudentLane:
         if len(self._failed[stage]) < SICK_INPUTS:
             self._failed[stage].add(hash(text))
 
+    @property
+    def promised_tokens(self) -> float:
+        """Those of the items promised, roughly."""
+        return self.promised * self.forecast.item_tokens
+
     def backlog_s(self) -> float:
         """Predicted busy seconds of everything admitted."""
-        return self.tokens * self.forecast.token_s
+        return (self.tokens + self.promised_tokens) * self.forecast.token_s
 
     def ahead_s(self, moment: float) -> float:
         """Predicted busy seconds of everything admitted that does not wait for the first stage with less urgency."""
-        first, tokens = self.lines[0], float(self.tokens)
+        first, tokens = self.lines[0], self.tokens + self.promised_tokens
         if first.entries:
             more_urgent = bisect_left(first.entries, moment, key=_moment)
             tokens -= first.tokens * (1 - more_urgent / len(first.entries))

@@ -18,8 +18,8 @@ from service.runtime.encode import Encoded, pad
 from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats, likeliest
 from service.runtime.joined import JoinedPair, Unit, joined_feeds
 from service.runtime.pipeline import Pass, Stepped
-from service.runtime.plan import Leave, Pipeline
-from service.runtime.student import Outcome
+from service.runtime.plan import Leave, Pipeline, StateExit
+from service.runtime.student import Outcome, state_of
 
 
 @dataclass(slots=True)
@@ -143,11 +143,14 @@ def _translated(error: Exception) -> RunFailed:
 def _answers(job: Job, stepped: Stepped) -> Report:
     if stepped.raw is None or stepped.exit_index is None or not stepped.leaving:
         return Report(stepped=stepped)
-    raws, exit_index = stepped.raw[stepped.leaves], stepped.exit_index
+    leave, exit_index = job.runner.pipeline.exits[stepped.exit_index], stepped.exit_index
+    if isinstance(leave, StateExit):
+        return Report(stepped.rows.tolist(), _states(stepped.raw, stepped.lengths), stepped)
+    raws = stepped.raw[stepped.leaves]
     results: list[Outcome | ServiceError]
     if np.isfinite(raws).all():
         sure = None if stepped.sure is None else stepped.sure[stepped.leaves]
-        results = _outcomes(job.runner.pipeline.exits[exit_index], exit_index, raws, sure)
+        results = _outcomes(leave, exit_index, raws, sure)
     else:
         finite = np.asarray(np.isfinite(raws).reshape(len(raws), -1).all(axis=1))
         results = [
@@ -155,6 +158,14 @@ def _answers(job: Job, stepped: Stepped) -> Report:
             for raw, is_finite in zip(raws, finite, strict=True)
         ]
     return Report(stepped.rows[stepped.leaves].tolist(), results, stepped)
+
+
+def _states(raws: npt.NDArray[Any], lengths: Sequence[int]) -> list[Outcome | ServiceError]:
+    """What each text gave, copied out here: a row would keep its whole batch in memory for as long as it is wanted."""
+    states = [state_of(raw, tokens) for raw, tokens in zip(raws, lengths, strict=True)]
+    return [
+        Outcome(0, state) if np.isfinite(state).all() else RunFailed("the states are not finite") for state in states
+    ]
 
 
 def _outcomes(leave: Leave, exit_index: int, raws: Floats, sure: Doubles | None) -> list[Outcome | ServiceError]:

@@ -44,7 +44,7 @@ class Stepped:
         sure: float64 [n], the largest probability of each; None: that was not worked out.
         exit_index: which exit that is.
         longest: the longest item's length.
-        real_tokens: the items' own lengths together.
+        lengths: each item's own length.
         run_s: seconds inside the graph.
     """
 
@@ -56,13 +56,18 @@ class Stepped:
     sure: Doubles | None
     exit_index: int | None
     longest: int
-    real_tokens: int
+    lengths: Sequence[int]
     run_s: float
 
     @property
     def padded_tokens(self) -> int:
         """Tokens that were computed."""
         return len(self.rows) * self.longest
+
+    @property
+    def real_tokens(self) -> int:
+        """The items' own lengths together."""
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +228,8 @@ class Pass:
         raw = None if leave is None else outputs[leave.output]
         leaves, sure = self._leaving(leave, threshold, raw)
         leaving = 0 if raw is None else int(np.count_nonzero(leaves))
-        rows, longest, real = self.rows, self._counted(), sum(self._lengths)
-        stepped = Stepped(self.stage, rows, leaves, leaving, raw, sure, plan.exit_index, longest, real, run_s)
+        rows, longest, lengths = self.rows, self._counted(), self._lengths
+        stepped = Stepped(self.stage, rows, leaves, leaving, raw, sure, plan.exit_index, longest, lengths, run_s)
         for name, source in plan.writes:
             self._state[source] = outputs[name]
         self.stage += 1

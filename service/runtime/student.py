@@ -69,7 +69,7 @@ class TextReader:
         while not going.done:
             stepped = going.step()
         assert stepped.raw is not None, "the last stage ends with a state"
-        return [state_of(text, raw) for text, raw in zip(texts, stepped.raw, strict=True)]
+        return [state_of(raw, text.kept) for text, raw in zip(texts, stepped.raw, strict=True)]
 
 
 def _runner(sessions: Sequence[StageSession]) -> RunStage:
@@ -81,9 +81,9 @@ def _runner(sessions: Sequence[StageSession]) -> RunStage:
     return run
 
 
-def state_of(text: Encoded, raw: Array) -> State:
-    """A copy of a text's row of a batch, without its padding."""
-    return np.array(raw[: text.kept] if raw.ndim > 1 else raw)
+def state_of(raw: Array, tokens: int) -> State:
+    """A copy of a text's row of a batch, [T, S] or [S], without its padding: it keeps nothing of the batch alive."""
+    return np.array(raw[:tokens] if raw.ndim > 1 else raw)
 
 
 class Student:

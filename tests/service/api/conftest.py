@@ -21,6 +21,7 @@ from service.api.app import App, create_app
 from service.api.connection import Connection, connection
 from service.api.conversation import Conversation
 from service.api.express import Answer, Express, Visit
+from service.api.loading import Served
 from service.api.service import Service
 from service.api.students import Family
 from service.engine.item import ServedStudent
@@ -40,6 +41,7 @@ class HeldRunner:
 
     student: Student
     poison: int | None = None
+    reading: bool = False  # the stages that read one text of a pair
     running: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
 
@@ -49,7 +51,7 @@ class HeldRunner:
 
     @property
     def pipeline(self) -> Pipeline:
-        return self.student.pipeline
+        return self.student.apart.pipeline if self.reading and self.student.apart else self.student.pipeline
 
     def begin(self, feeds: Mapping[str, np.ndarray], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
         return Pass(self.pipeline, self._run_stage, feeds, policies)
@@ -93,9 +95,21 @@ class Running:
         served = family.aliases["production"]
         runner = HeldRunner(served.student, poison)
         handle = ServedStudent(name=name, version=served.version, student=runner)
-        aliases = {**family.aliases, "production": replace(served, handle=handle)}
-        self.service.students.families[name] = Family(name, aliases, family.pointed, family.refused)
+        self._put(family, replace(served, handle=handle))
         return runner
+
+    def hold_reading(self, name: str) -> HeldRunner:
+        """The same of the stages that read one text of a pair; what they give is joined as ever."""
+        family = self.service.students.families[name]
+        served = family.aliases["production"]
+        runner = HeldRunner(served.student, reading=True)
+        reading = ServedStudent(name=name, version=served.version, student=runner)
+        self._put(family, replace(served, reading=reading))
+        return runner
+
+    def _put(self, family: Family, served: Served) -> None:
+        aliases = {**family.aliases, "production": served}
+        self.service.students.families[family.name] = Family(family.name, aliases, family.pointed, family.refused)
 
 
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Running]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.engine.admission import RETRY_STEP_S, Admission, Asked
+from service.engine.admission import RETRY_STEP_S, Admission, Asked, Place
 from service.engine.item import ServedStudent
 from service.engine.limits import EngineLimits
 from service.engine.observer import SilentObserver
@@ -49,6 +49,19 @@ def test_what_an_idle_engine_would_take_is_taken_whatever_was_learned(admission,
         admission.check(student, asked(2 * own_s), now=NOW)
     lane.items = lane.tokens = 0
     admission.check(student, asked(2 * own_s), now=NOW)
+
+
+def test_what_is_promised_takes_room_until_it_is_left(admission, student):
+    lane = admission.lane(student)
+    place = Place(lane, 600)
+    with pytest.raises(Overloaded, match="too many items"):
+        admission.check(student, asked(1e9, items=401), now=NOW)
+    admission.check(student, asked(1e9, items=400), now=NOW)
+    admission.check(student, asked(1e9, items=1001), now=NOW, room=False)
+    assert lane.backlog_s() == pytest.approx(600 * ITEM_TOKENS * lane.forecast.token_s)
+    for _ in range(2):
+        place.leave()
+    assert (lane.promised, lane.backlog_s()) == (0, 0.0)
 
 
 def test_another_students_work_is_no_idle_engine(admission, student, runner):

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from service.bundle.load import load_bundle
 from service.engine.slot import Job, Report, ThreadSlots, run_job, run_to_end
 from service.errors import DeadlineExceeded, RunFailed
-from service.runtime.student import Outcome
+from service.runtime.heads import ExitPolicy
+from service.runtime.student import Outcome, Student
 
 PATIENCE_S = 20.0
 
@@ -117,6 +119,22 @@ def test_a_thread_outlives_a_job_that_kills_it():
     assert isinstance(posted.get(timeout=PATIENCE_S)[1], SystemExit)
     assert posted.get(timeout=PATIENCE_S)[0].going == 0
     slots.close()
+
+
+def test_a_text_that_was_read_keeps_nothing_of_its_batch(joined_bundle):
+    student = Student(load_bundle(joined_bundle), precision="fp32")
+    texts = student.encoder.encode(["good", "this film is great and not very slow", ""])
+    (report,) = run_job(Job(student.apart, texts, ExitPolicy(())), clock=lambda: 0.0)
+    states = [result.raw for result in report.results]
+    assert [len(state) for state in states] == [text.kept for text in texts]
+    assert [state.base for state in states] == [None] * 3
+    for text, state in zip(texts, states, strict=True):
+        np.testing.assert_array_equal(state, student.apart.read([text])[0])
+
+
+@pytest.fixture
+def joined_bundle(tmp_path, build_bundle):
+    return build_bundle(tmp_path / "split" / "1", task="rank", pairs="separate", joined=True, name="split")
 
 
 def test_slots_that_were_never_needed_close():
