@@ -84,7 +84,7 @@ def test_texts_are_counted_queries_first(sides: tuple[SplitRanker, EncoderStuden
 
 
 @pytest.mark.parametrize("student", [{}, {**SETTINGS.model_dump(), "initialise": "random", "heads": 2}])
-def test_only_split_rankers_of_the_teachers_layers_have_states_to_learn(student: dict) -> None:
+def test_only_students_of_texts_apart_and_the_teachers_layers_have_states_to_learn(student: dict) -> None:
     recipe = {
         "schema": 1,
         "name": "toy",
@@ -93,5 +93,5 @@ def test_only_split_rankers_of_the_teachers_layers_have_states_to_learn(student:
         "student": student,
         "distil": {"objectives": [{"listwise_kl": {}}], "states": {}},
     }
-    with pytest.raises(ValidationError, match=r"distil\.states is for split rankers"):
+    with pytest.raises(ValidationError, match=r"distil\.states is for split rankers and bi-encoders"):
         RankRecipe.model_validate(recipe)

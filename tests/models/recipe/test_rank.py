@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from models.errors import RecipeInvalid
+from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.rank import Queries, RankRecipe, RankStudent, SplitRankerStudent
 from models.recipe.read import read_recipe, recipe_of
 
-SHIPPED = [Path(f"models/recipes/{name}.yaml") for name in ("rank", "rank-cross-encoder")]
+SHIPPED = [Path(f"models/recipes/{name}.yaml") for name in ("rank", "rank-cross-encoder", "rank-bi-encoder")]
 SPLIT = {"architecture": "split-ranker"}
+BI = {"architecture": "bi-encoder"}
 
 
 def document(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -73,9 +75,10 @@ def test_a_shipped_recipe_is_read(path: Path, tmp_path: Path, monkeypatch: pytes
         read_recipe(path)
 
 
-def test_both_shipped_students_learn_from_one_teacher() -> None:
-    split, joint = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED)
-    assert (split["data"], split["teacher"]) == (joint["data"], joint["teacher"])
+def test_all_shipped_students_learn_from_one_teacher() -> None:
+    split, *others = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED)
+    for other in others:
+        assert (split["data"], split["teacher"]) == (other["data"], other["teacher"])
 
 
 def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
@@ -83,6 +86,9 @@ def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
     split = recipe_of(document(tmp_path, student=SPLIT), where="R").student
     assert isinstance(split, SplitRankerStudent)
     assert (split.teacher_layers, split.joined_teacher_layers, split.state_width) == ((0, 1, 3), (4, 5), 96)
+    vectors = recipe_of(document(tmp_path, student=BI), where="R").student
+    assert isinstance(vectors, BiEncoderStudent)
+    assert (vectors.teacher_layers, vectors.vector_width) == ((0, 2, 5), None)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +127,7 @@ def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
         ("student__heads", 7, "student: hidden must be a multiple of heads"),
         ("student__embeddings", "teacher-pca", "student: embeddings: layers of the teacher need its embeddings"),
         ("student__exits", [0, 2], "student.exits: unknown key"),
-        ("student", {"architecture": "bi-encoder"}, "student: architecture must be one of cross-encoder, split-ranker"),
+        ("student", {"architecture": "siamese"}, "architecture must be one of cross-encoder, split-ranker, bi-encoder"),
         ("student", {**SPLIT, "state_width": 0}, "student.state_width: Input should be greater than or equal to 1"),
         ("student", {**SPLIT, "teacher_layers": [0]}, "student: teacher_layers must name one teacher layer for each"),
         ("student", {**SPLIT, "joined_layers": 1}, "student: joined_teacher_layers must name one teacher layer for"),
@@ -132,6 +138,12 @@ def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
             "student: hidden must be a multiple of heads and of joined_heads",
         ),
         ("student", {**SPLIT, "joined_width": 3}, "student.joined_width: unknown key"),
+        ("student", {**BI, "vector_width": 385}, "student: vector_width must not exceed hidden"),
+        ("student", {**BI, "vector_width": 0}, "student.vector_width: Input should be greater than or equal to 1"),
+        ("student", {**BI, "teacher_layers": [0]}, "student: teacher_layers must name one teacher layer for each"),
+        ("student", {**BI, "embeddings": "teacher-pca"}, "student: embeddings: layers of the teacher need"),
+        ("student", {**BI, "initialise": "random", "heads": 7}, "student: hidden must be a multiple of heads"),
+        ("student", {**BI, "state_width": 96}, "student.state_width: unknown key"),
         ("gates__beats", ["tf-idf"], "gates.beats.0: "),
         ("compress", [{"int8": "qat"}], "compress: qat is for classify students"),
     ],
