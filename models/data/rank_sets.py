@@ -19,7 +19,8 @@ class Ranking:
     """A query with its candidates, in the order of a first stage.
 
     `grades`: one for each of `passages`, 0 being not relevant. `missed`: relevant passages that are no candidates.
-    `file` and `line` (1-based) say where the query was read.
+    `file` and `line` (1-based) say where the query was read. `dark`: how many of `passages`, the last
+    ones, were made for training alone (`models.data.dark_examples`).
     """
 
     query: str
@@ -28,6 +29,7 @@ class Ranking:
     missed: tuple[LabelledPassage, ...] = ()
     file: str = ""
     line: int = 0
+    dark: int = 0
 
     @property
     def answered(self) -> bool:

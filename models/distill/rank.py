@@ -10,6 +10,8 @@ from torch import Tensor
 
 from models.distill.bi_encoder import set_level, vector_list_scores
 from models.distill.groups import groups_of
+from models.distill.pacing import Pace, confidence, difficulties
+from models.recipe.dark_examples import SelfPaced
 from models.recipe.rank import RankDistil
 from models.students.bi_encoder import BiEncoder
 from models.students.cross_encoder import score_pairs
@@ -31,11 +33,23 @@ _CHECKPOINT_STEPS = 100  # a step over lists of paragraphs takes seconds
 class RankTransfer:
     """What a ranker learns from: lists in the student's tokens, and the teacher's raw scores, float32 [pairs].
 
-    Of a student that reads the texts apart, the lists are `SplitLists`.
+    Of a student that reads the texts apart, the lists are `SplitLists`. `dark`: bool [pairs], which passages were made
+    for training; None: none.
     """
 
     lists: PairLists | SplitLists
     scores: npt.NDArray[np.float32]
+    dark: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def passages(self) -> PairLists:
+        """The lists by their pairs, or by their passages alone."""
+        return self.lists.passages if isinstance(self.lists, SplitLists) else self.lists
+
+    def known(self, rows: Indices) -> Tensor:
+        """bool [B, G]: where the lists `rows` have a passage that was not made for training."""
+        mask = self.passages.mask(rows)
+        return mask if self.dark is None else mask & (self.passages.table(rows, self.dark.astype(np.float32)) == 0)
 
 
 def margin_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
@@ -73,7 +87,16 @@ def _log_shares(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.log_softmax(scores.masked_fill(~mask, -torch.inf), dim=-1).masked_fill(~mask, 0)
 
 
-def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, settings: RankDistil) -> Tensor:
+def rank_loss(
+    student: Tensor,
+    teacher: Tensor,
+    grades: Tensor,
+    mask: Tensor,
+    settings: RankDistil,
+    *,
+    known: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """The recipe's loss, a float32 scalar, mean over the lists.
 
     Args:
@@ -81,6 +104,8 @@ def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, se
         grades: float32 [B, G]; lists without a relevant passage have no gold part.
         mask: bool [B, G].
         settings: the recipe's `distil`.
+        known: bool [B, G], the passages of the gold part; None: all. Of those made for training no grade is known.
+        weights: float32 [B], of the lists; None: all 1.
     """
     soft = torch.zeros(len(student))
     for objective in settings.objectives:
@@ -91,7 +116,9 @@ def rank_loss(student: Tensor, teacher: Tensor, grades: Tensor, mask: Tensor, se
             kl = listwise_kl(student, teacher, mask, temperature=temperature)
             soft = soft + objective.listwise_kl.weight * kl
     hard = settings.gold_weight * ((grades > 0) & mask).any(-1).float()
-    return ((1 - hard) * soft + hard * listwise_cross_entropy(student, grades, mask)).mean()
+    gold = listwise_cross_entropy(student, grades, mask if known is None else known)
+    losses = (1 - hard) * soft + hard * gold
+    return losses.mean() if weights is None else (weights * losses).mean()
 
 
 def distil_ranker(
@@ -123,14 +150,23 @@ def distil_ranker(
         seed=seed,
         checkpoint_steps=_CHECKPOINT_STEPS,
     )
-    lists = data.lists.passages if isinstance(data.lists, SplitLists) else data.lists
+    lists = data.passages
+    batches = all_batches(lists.lengths, settings=plan)
+    pace = None if settings.self_paced is None else _pace(data, settings.self_paced, steps=len(batches))
 
     def loss(rows: Indices) -> Tensor:
         theirs, grades = lists.table(rows, data.scores), lists.table(rows, lists.grades)
-        return rank_loss(_scores(student, data.lists, rows), theirs, grades, lists.mask(rows), settings)
+        return rank_loss(
+            _scores(student, data.lists, rows),
+            theirs,
+            grades,
+            lists.mask(rows),
+            settings,
+            known=data.known(rows),
+            weights=None if pace is None else pace.weights(rows),
+        )
 
     student.train()
-    batches = all_batches(lists.lengths, settings=plan)
     fit(
         student,
         groups_of(
@@ -144,11 +180,19 @@ def distil_ranker(
         settings=plan,
         checkpoint=checkpoint,
         progress=progress,
+        before_step=None if pace is None else pace.begin,
     )
     student.eval()
     if isinstance(student, BiEncoder):
         assert isinstance(data.lists, SplitLists), "a bi-encoder learns from texts apart"
         set_level(student, data.lists, data.scores)
+
+
+def _pace(data: RankTransfer, settings: SelfPaced, *, steps: int) -> Pace:
+    """The lists' weights by how sure the teacher is of their passages, those made for training left out."""
+    every = np.arange(len(data.passages))
+    sure = confidence(data.passages.table(every, data.scores), data.known(every))
+    return Pace(difficulties(sure), settings, steps)
 
 
 def _scores(student: Ranker, lists: PairLists | SplitLists, rows: Indices) -> Tensor:

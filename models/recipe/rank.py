@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from models.recipe.bi_encoder import BiEncoderStudent
+from models.recipe.dark_examples import DarkExamples, SelfPaced
 from models.recipe.parts import (
     Count,
     Cut,
@@ -295,12 +296,17 @@ class StatesDistil(Part):
     warm_up: Share = 0.06
 
 
+_LATER = frozenset({"dark_examples", "self_paced"})
+"""Keys of `distil` that came after its first recipes were made."""
+
+
 class RankDistil(Part):
     """How the student is trained on the teacher's scores of lists.
 
     `gold_weight`: share of the loss that is the cross-entropy with the relevant passages. `unanswered`: whether
     queries of train without a relevant passage are learned from too; the teacher scores theirs like any other's.
     `states`: what comes before, of a split ranker or a bi-encoder that starts from the teacher's layers.
+    `dark_examples`: passages made for the teacher to score. `self_paced`: which lists count first.
     """
 
     states: StatesDistil | None = None
@@ -308,6 +314,7 @@ class RankDistil(Part):
     objectives: Annotated[tuple[RankObjective, ...], Field(min_length=1)]
     gold_weight: Share = 0.1
     negatives: Negatives = Negatives(hard=7, random=2)
+    dark_examples: DarkExamples | None = None
     positives: Count = 2
     unanswered: bool = True
     epochs: Positive = 4
@@ -317,7 +324,14 @@ class RankDistil(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warm_up: Share = 0.06
     average: Literal["none", "swa", "ema"] = "ema"
+    self_paced: SelfPaced | None = None
     seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before_dark_examples(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # subtle: a recipe that does not use these keys keeps the digest it had before there were any
+        found: dict[str, Any] = plainly(self)
+        return {key: value for key, value in found.items() if value is not None or key not in _LATER}
 
 
 class RankGates(Part):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.data.dark_examples import DarkMaker, taken_by
 from models.data.rank_lists import training_lists
 from models.data.rank_sets import Ranking
 from models.data.rankings import RankSplits, digest_of_rankings
@@ -134,6 +136,15 @@ def student_lists(run: RankRun) -> list[Ranking]:
     )
 
 
+def darkened(run: RankRun, lists: list[Ranking]) -> list[Ranking]:
+    """The student's lists with their dark examples, where the recipe has any; only scores are learned from those."""
+    settings = run.recipe.distil
+    if settings.dark_examples is None:
+        return lists
+    maker = DarkMaker(settings.dark_examples, settings.negatives.hard, settings.seed, taken_by(run.splits))
+    return [maker.darkened(each) for each in lists]
+
+
 def graded(rankings: Sequence[Ranking]) -> GradedLists:
     """Rankings as pairs with grades."""
     return GradedLists(tuple(tuple(each.pairs) for each in rankings), tuple(each.grades for each in rankings))
@@ -150,21 +161,23 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
     """The distilled student, in float32 (a cached step)."""
     recipe = run.recipe
     lists = student_lists(run)
+    scored = darkened(run, lists)
     inputs = {
         "step": STUDENT_STEP,
         "teacher": teacher.digest(),
         "student": recipe.student.model_dump(mode="json"),
         "distil": recipe.distil.model_dump(mode="json"),
         "seed": recipe.seed,
-        "lists": digest_of_rankings(lists),
+        "lists": digest_of_rankings(scored),
         "torch": str(torch.__version__),
     }
 
     def make(folder: Path) -> None:
         pairs = [pair for each in lists for pair in each.pairs]
         with run.reporter.step("labels") as progress:
-            scores = label(teacher, pairs, directory=run.labels, progress=progress)[:, 0]
-        ordered, theirs = _best_first(lists, scores)
+            asked = [pair for each in scored for pair in each.pairs]
+            scores = label(teacher, asked, directory=run.labels, progress=progress)[:, 0]
+        ordered, theirs = _best_first(scored, scores)
         trimmed = _trimmed(recipe.student, teacher, pairs)
         student = _new_student(recipe, teacher, trimmed, lists)
         _learn_states(run, student, teacher, trimmed, pairs, folder)
@@ -172,7 +185,7 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
         with run.reporter.step("student") as progress, diverging():
             distil_ranker(
                 student,
-                RankTransfer(tokens, theirs),
+                RankTransfer(tokens, theirs, _dark(ordered)),
                 recipe.distil,
                 seed=recipe.seed,
                 checkpoint=folder / _CHECKPOINT,
@@ -270,16 +283,25 @@ def _batches(tokens: Tokens) -> tuple[Padded, ...]:
 
 
 def _best_first(lists: Sequence[Ranking], scores: Scores) -> tuple[list[Ranking], Scores]:
-    """The lists by grade, then by the teacher's score, falling; and the scores in that order."""
+    """The lists by grade, then by the teacher's score, falling, dark examples last; and the scores in that order."""
     ordered, theirs, begin = [], [], 0
     for each in lists:
         ours = scores[begin : begin + len(each.passages)]
         begin += len(each.passages)
-        order = np.lexsort((-ours, -np.asarray(each.grades))).tolist()
+        made = np.arange(len(ours)) >= len(ours) - each.dark
+        order = np.lexsort((-ours, -np.asarray(each.grades), made)).tolist()
         passages, grades = (tuple(values[at] for at in order) for values in (each.passages, each.grades))
         ordered.append(replace(each, passages=passages, grades=grades))
         theirs.append(ours[order])
     return ordered, np.concatenate(theirs)
+
+
+def _dark(lists: Sequence[Ranking]) -> npt.NDArray[np.bool_] | None:
+    """bool [pairs]: which passages were made for training; None where no list has any."""
+    if not any(each.dark for each in lists):
+        return None
+    sizes = [(len(each.passages) - each.dark, each.dark) for each in lists]
+    return np.concatenate([np.repeat((False, True), size) for size in sizes])
 
 
 def _save(folder: Path, student: Ranker, trimmed: Trimmed) -> None:
@@ -319,7 +341,7 @@ def cost_lines(run: RankRun) -> tuple[str, ...]:
     lines = []
     for name, lists, epochs in (
         ("teacher, training", teacher_lists(run), _epochs(run)),
-        ("teacher, scores for the student", student_lists(run), 1 / _TRAINING_COST),
+        ("teacher, scores for the student", darkened(run, student_lists(run)), 1 / _TRAINING_COST),
     ):
         pairs = [pair for each in lists for pair in each.pairs]
         if not pairs:
@@ -328,8 +350,10 @@ def cost_lines(run: RankRun) -> tuple[str, ...]:
         tokens = int(data.tokens.lengths.sum())
         per_token = per_token or _seconds_a_token(teacher, pairs)
         minutes = _TRAINING_COST * epochs * tokens * per_token / 60
+        made = sum(each.dark for each in lists)
         lines.append(
             f"{name}: {len(lists):,} lists, {len(pairs):,} pairs of {tokens / len(pairs):.0f} tokens"
+            f"{f', {made:,} of them dark examples' if made else ''}"
             f"{f', {epochs:g} epochs' if epochs >= 1 else ''}: about {minutes:.0f} min here"
         )
     return tuple(lines)

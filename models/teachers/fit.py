@@ -111,6 +111,7 @@ def fit(
     settings: Fit,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    before_step: Callable[[int], None] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> None:
     """Train `model` in place and leave the averaged weights in it.
@@ -123,6 +124,7 @@ def fit(
         settings: see `Fit`.
         checkpoint: file written (atomically) each `checkpoint_steps`, and continued from where it exists.
         progress: told now and then.
+        before_step: called with the number of steps done; for losses that change from step to step.
         after_step: called with the number of steps done; for per-epoch reports.
     Raises: FloatingPointError: the loss is not finite.
     """
@@ -133,6 +135,8 @@ def fit(
             if checkpoint is not None and step > done:
                 run.save(checkpoint, step)
             torch.manual_seed(settings.seed * 1_000_003 + step)
+        if before_step is not None:
+            before_step(step)
         run.advance(step, loss(batches[step]))
         if after_step is not None:
             after_step(step + 1)
