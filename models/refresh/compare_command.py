@@ -42,6 +42,9 @@ def command(
         "models/store"
     ),
     runs: Annotated[Path, typer.Option(help="Where steps keep what they made; refresh uses the same.")] = Path("runs"),
+    stored_only: Annotated[
+        bool, typer.Option(help="Make nothing: recipes say the dev rows only, and each --student is compared.")
+    ] = False,
     card: Annotated[
         list[str] | None,
         typer.Option(help="NAME[@VERSION] of the store, compared: its card gets the result; may be repeated."),
@@ -70,6 +73,7 @@ def command(
         store=store,
         students=tuple(student or ()),
         teacher=teacher,
+        stored_only=stored_only,
     )
     costing = Costing(backend, core, most_rows, single_rows, repeats)
     _writable(out)
@@ -108,6 +112,7 @@ def command_line(
     words += [word for each in overrides for word in ("--set", each)]
     words += [word for each in field.students for word in ("--student", _portable(Path(each)))]
     words += [] if field.teacher is None else ["--teacher", _portable(Path(field.teacher))]
+    words += ["--stored-only"] if field.stored_only else []
     words += [word for each in cards for word in ("--card", each)]
     for each in dataclass_fields(Costing):
         value = getattr(costing, each.name)

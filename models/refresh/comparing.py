@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from models.errors import OfflineError
+from models.errors import DataInvalid, OfflineError
 from models.evaluate.footprint import METHOD, memory_of, parameters_of, served_bytes
 from models.evaluate.opening import open_bundle
 from models.evaluate.quality import layers_of
@@ -63,13 +63,15 @@ class Field:
 
     recipes: at least one, each with the name of its file, for people. students: further ones, as `NAME`,
     `NAME@VERSION` or `NAME@ALIAS` in `store`, or a bundle's folder. teacher: such a reference to the teacher as a
-    bundle, whose costs are measured too.
+    bundle, whose costs are measured too. stored_only: the recipes say the dev rows and baselines alone; their students
+    and teachers are not made, so nothing is beside a teacher's quality.
     """
 
     recipes: tuple[tuple[str, Recipe], ...]
     store: Path
     students: tuple[str, ...] = ()
     teacher: str | None = None
+    stored_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,8 @@ class _Judged:
 
 def carded(field: Field, references: Sequence[str]) -> tuple[Target, ...]:
     """The versions of the store among those compared whose cards are to get the comparison. Raises: `targets_of`."""
-    recipes = dict(zip(unique_names(field.recipes), (recipe for _, recipe in field.recipes), strict=True))
+    made = () if field.stored_only else field.recipes
+    recipes = dict(zip(unique_names(made), (recipe for _, recipe in made), strict=True))
     return targets_of(references, store=field.store, recipes=recipes, students=_opened(field)) if references else ()
 
 
@@ -125,6 +128,8 @@ def compare(
         StoreError, BundleError: a student or the teacher's bundle is not there, or broken. Nothing was made.
     """
     require_backends([costing.backend], where="--backend")
+    if field.stored_only and not field.students:
+        raise DataInvalid("--stored-only: there is nothing to compare; give --student")
     one_task(field.recipes)
     others = _opened(field)
     teacher = None if field.teacher is None else open_bundle(field.teacher, store=field.store)
@@ -135,7 +140,7 @@ def compare(
         fits(f"student {name}", bundle.manifest, ground)
     if teacher is not None:
         takes(f"--teacher {field.teacher}", teacher.manifest, ground)
-    return _Comparing(ground, costing, reporter, targets).run(grounds, others, teacher)
+    return _Comparing(ground, costing, reporter, targets).run({} if field.stored_only else grounds, others, teacher)
 
 
 def _opened(field: Field) -> dict[str, Bundle]:

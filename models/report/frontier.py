@@ -201,8 +201,9 @@ def comparison_page(found: Comparison, *, picture: str | None = None) -> str:
     Args:
         picture: the plot's file, where the page is a file beside it.
     """
+    students = len({point.name for point in found.points if not point.reference})
     parts = [
-        f"# {found.task}: {len({point.name for point in found.points if not point.reference})} students compared",
+        f"# {found.task}: {students} student{'' if students == 1 else 's'} compared",
         f"{found.measure} on {found.split}; {found.timed}.",
         *([f"![{found.measure} against processor time]({picture})"] if picture else []),
         comparison_table(found),

@@ -212,6 +212,38 @@ def test_a_ranker_is_compared_by_ndcg_beside_its_baselines(tmp_path: Path, encod
     assert found.points[0].retention is not None
 
 
+def test_a_stored_ranker_that_keeps_passages_is_timed_with_them_and_nothing_is_made(
+    tmp_path: Path, encoder_directory: Path, build_bundle: Callable[..., Path]
+) -> None:
+    write = runpy.run_path(str(Path(__file__).with_name("test_rank_job.py")))["write_recipe"]
+    store = tmp_path / "store"
+    build_bundle(store / "split" / "1", task="rank", pairs="separate", joined=True, name="split")
+    further = {"store": store, "students": ("split@1",), "stored_only": True}
+    found = measured(write(tmp_path, encoder_directory), tmp_path / "runs", **further)
+    assert [each.name for each in found.points] == ["split@1", "given", "bm25"]
+    split = found.points[0]
+    assert split.us_known is not None
+    assert split.us_known > 0
+    assert split.retention is None
+    assert any("Known passages" in note for note in found.notes)
+    assert not [path.name for path in (tmp_path / "runs").iterdir() if "student" in path.name or "teacher" in path.name]
+
+
+def test_a_stored_embedder_is_compared_and_nothing_is_made(
+    tmp_path: Path, encoder_directory: Path, build_bundle: Callable[..., Path]
+) -> None:
+    write = runpy.run_path(str(Path(__file__).with_name("test_embed_job.py")))["write_recipe"]
+    recipe = write(tmp_path, encoder_directory)
+    with pytest.raises(DataInvalid, match="--stored-only: there is nothing to compare"):
+        measured(recipe, tmp_path / "runs", stored_only=True)
+    build_bundle(tmp_path / "store" / "toy-embed" / "1", task="embed")
+    further = {"store": tmp_path / "store", "students": ("toy-embed@1",), "stored_only": True}
+    found = measured(recipe, tmp_path / "runs", **further)
+    (point,) = found.points
+    assert point.runs
+    assert point.us_alone is not None
+
+
 def test_pairs_are_judged_and_run_as_pairs(
     make_recipe: Callable[..., Path], build_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
