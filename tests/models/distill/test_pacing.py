@@ -1,15 +1,21 @@
 """Self-paced weights: the teacher's confidence by hand, the schedule's ends, and what a weight does to the loss."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from models.distill.pacing import Pace, confidence, difficulties
-from models.distill.rank import rank_loss
+from models.distill.rank import RankTransfer, distil_ranker, rank_loss
 from models.recipe.dark_examples import SelfPaced
-from models.recipe.rank import RankDistil
+from models.recipe.rank import RankDistil, RankStudent
+from models.students.cross_encoder import new_cross_encoder
+from models.students.encoder import EncoderStudent
+from models.students.vocabulary import untrimmed
+from models.teachers.pair_lists import pair_lists
+from models.teachers.teacher import Teacher, load_teacher
 
 
 def test_confidence_by_hand() -> None:
@@ -72,3 +78,41 @@ def test_gold_says_nothing_of_what_was_made() -> None:
     rank_loss(student, TEACHER, GRADES, MASK, hard, known=known).backward()
     assert student.grad is not None
     assert (student.grad[:, 2] == 0).all() and (student.grad[:, :2] != 0).all()
+
+
+WORDS = ("card", "money", "transfer", "film", "late", "again", "good", "bad")
+LISTS = [[("where", f"my {WORDS[(at + k) % 8]}") for k in range(2 + at % 2)] for at in range(20)]
+SHORT = RankDistil(objectives=({"listwise_kl": {}},), epochs=52, batch_lists=10, self_paced={"start": 0.1, "end": 1.0})
+
+
+def new_student(teacher: Teacher) -> EncoderStudent:
+    settings = RankStudent(
+        layers=1, hidden=16, heads=2, feed_forward=16, teacher_layers=(0,), max_tokens=8, head_width=16
+    )
+    return new_cross_encoder(
+        settings, trimmed=untrimmed(teacher.tokenizer_json), state=teacher.encoder_state(), teacher_heads=2, seed=0
+    )
+
+
+def trained(teacher: Teacher, settings: RankDistil, checkpoint: Path, *, killed_at: int | None = None) -> torch.Tensor:
+    """The weights after 104 steps, or KeyboardInterrupt once `killed_at` are done."""
+    data = pair_lists(teacher.tokenizer_json, LISTS, [[0.0] * len(each) for each in LISTS], max_tokens=8)
+    scores = np.random.default_rng(0).normal(0, 2, len(data.tokens)).astype(np.float32)
+
+    def progress(done: int, steps: int, note: str) -> None:
+        if done == killed_at:
+            raise KeyboardInterrupt
+
+    student = new_student(teacher)
+    distil_ranker(student, RankTransfer(data, scores), settings, seed=0, checkpoint=checkpoint, progress=progress)
+    return torch.cat([each.detach().flatten() for each in student.parameters()])
+
+
+def test_a_run_that_was_killed_goes_on_at_its_pace(encoder_directory: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(encoder_directory)
+    whole = trained(teacher, SHORT, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(teacher, SHORT, tmp_path / "killed", killed_at=104)  # its checkpoint is of step 100
+    assert (tmp_path / "killed").exists()
+    assert torch.equal(trained(teacher, SHORT, tmp_path / "killed"), whole)
+    assert not torch.equal(trained(teacher, SHORT.model_copy(update={"self_paced": None}), tmp_path / "other"), whole)
