@@ -211,7 +211,7 @@ def _trimmed(settings: RankShape, teacher: Teacher, pairs: Sequence[tuple[str, s
 def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, lists: Sequence[Ranking]) -> Ranker:
     settings = recipe.student
     if isinstance(settings, BiEncoderStudent):
-        # subtle: what was tuned to read a pair as one sequence no longer gives vectors that can be compared
+        # subtle: a sentence encoder's vectors can be compared; tuned to read pairs, it was trained for something else
         teacher = first_teacher(recipe)
     state, heads = teacher.encoder_state(), int(teacher.config.num_attention_heads)
     if not isinstance(settings, RankStudent):
