@@ -32,8 +32,7 @@ class Halves:
     """The two runs of one request: of its texts, and of the pairs that they are joined to.
 
     Owner: event loop. As a context: its pairs have their place in the queue from the beginning, and give it back; and
-    it is charged when it ends, by its pairs: as a student of one run charges, by their exits, or what was expected of
-    them where the caller has left or nothing could be joined.
+    it is charged when it ends, by its pairs, in whichever run that is: as a student of one run charges.
     """
 
     def __init__(self, engine: Engine, access: Access, bill: Bill) -> None:
@@ -53,8 +52,12 @@ class Halves:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._place.leave()
-        if self._begun and not self._settled and not isinstance(error, OURS):
+        if not self._begun or self._settled or isinstance(error, OURS):
+            return
+        if isinstance(error, asyncio.CancelledError):
             charge_expected(self._access, self._bill)
+        else:
+            charge(self._access, self._bill, ())
 
     async def read(self, texts: Sequence[Encoded]) -> list[ItemResult]:
         """What each text gives: its state, or why there is none. Raises: ServiceError: as the engine."""

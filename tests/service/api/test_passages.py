@@ -1,6 +1,7 @@
 """The passage cache: what it keeps, within its bound, and that answers do not show it."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.api.passages import ENTRY_BYTES, Embedded, PassageCache, PassageKey, Reading, passage_keys
+from service.api.passages import ENTRY_BYTES, Embedded, PassageCache, PassageKey, Reading, Stated, passage_keys
 from service.engine.item import ServedStudent
 from service.metrics import Metrics
+from service.runtime.student import state_of
 
 READING = Reading(tokens=3, kept=3, chunks=1, billed=3)
 KEY = [PassageKey(bytes([number])) for number in range(4)]
@@ -70,6 +72,22 @@ class TestCache:
         assert cache.get(one, KEY, Embedded) == {}
         assert len(cache.get(other, KEY, Embedded)) == 2
         assert cache.nbytes == _holding(2)
+
+    @pytest.mark.parametrize("chunks", [1, 4])
+    def test_what_it_counts_is_what_it_holds(self, chunks: int) -> None:
+        cache, student = PassageCache(1 << 30, Metrics()), _student()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(50):
+            batch = np.ones((20, 64, 96), np.int8)
+            for place, row in enumerate(batch):
+                (key,) = passage_keys([f"{number} {place}"], "end")
+                reading = Reading(1000 + number, 1000 + place, chunks, 2000 + number)
+                cache.put(student, [(key, Stated(tuple(state_of(row, 1 + place) for _ in range(chunks)), reading))])
+        del batch, row, key, reading
+        held = tracemalloc.get_traced_memory()[0] - before
+        tracemalloc.stop()
+        assert 0.8 * cache.nbytes < held <= cache.nbytes
 
     def test_it_is_counted(self) -> None:
         metrics = Metrics()
