@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from models.errors import RecipeInvalid
 from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.rank import Queries, RankRecipe, RankStudent, SplitRankerStudent
-from models.recipe.read import read_recipe, recipe_of
+from models.recipe.read import recipe_of
 
-SHIPPED = [Path(f"models/recipes/{name}.yaml") for name in ("rank", "rank-cross-encoder", "rank-bi-encoder")]
 SPLIT = {"architecture": "split-ranker"}
 BI = {"architecture": "bi-encoder"}
 
@@ -66,19 +64,6 @@ def test_the_digest_does_not_see_where_files_lie(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv("DATA", str(tmp_path / name))
         digests.add(recipe_of(whole, where="R").digest())
     assert len(digests) == 1
-
-
-@pytest.mark.parametrize("path", SHIPPED)
-def test_a_shipped_recipe_is_read(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("UNDERSTUDY_DATA", str(tmp_path))
-    with pytest.raises(RecipeInvalid, match=r"data.sets.0.corpus: no such file"):
-        read_recipe(path)
-
-
-def test_all_shipped_students_learn_from_one_teacher() -> None:
-    split, *others = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED)
-    for other in others:
-        assert (split["data"], split["teacher"]) == (other["data"], other["teacher"])
 
 
 def test_the_architecture_says_which_student_is_meant(tmp_path: Path) -> None:
