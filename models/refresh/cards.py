@@ -1,11 +1,8 @@
 """A comparison on the report cards of published versions: which versions it is of, and rewriting a card in place.
 
-A version's card is the one part of it that may change. The manifest lists card.md and its pictures with digests, so
-they are taken out of the manifest, replaced, and listed again: each of these steps is one rename, and after each of
-them the version is whole. Graphs, tokenizer, golden samples and certificates stay as they are, byte for byte.
+A version's card is the one part of it that may change; `card_files` says how it is replaced.
 """
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +10,17 @@ from typing import Final
 
 from models.errors import DataInvalid
 from models.recipe.parts import Recipe
-from models.refresh.certify import same_student
-from models.refresh.publishing import without_card
+from models.refresh.card_files import replace_card_files
+from models.refresh.same_version import same_student, without_card
 from models.report.card import FILE
 from models.report.frontier import Comparison
 from models.report.frontier_section import PICTURE, frontier_section, with_frontier
-from service.bundle.load import MANIFEST, Bundle, file_entry, load_bundle
-from service.bundle.manifest import FileEntry, Manifest, dump_manifest, is_newer_minor
+from service.bundle.load import MANIFEST, Bundle, load_bundle
+from service.bundle.manifest import Manifest, is_newer_minor
 from service.errors import StoreError
 from service.store.disk import Disk
 from service.store.lock import locked
-from service.store.store import STAGING, Store
+from service.store.store import Store
 
 MOST_PICTURE_BYTES: Final = 60_000
 
@@ -122,7 +119,7 @@ def put_on_card(target: Target, found: Comparison, *, picture: bytes, command: s
                 raise StoreError(f"{target.shown}: it is not what was compared any more; its card was not written")
             section = frontier_section(found, point=target.point, command=command)
             card = with_frontier(_card_of(folder, target.bundle.manifest.name), section)
-            return _replace(bundle, {FILE: card.encode(), PICTURE: picture}, disk or Disk())
+            return replace_card_files(bundle, {FILE: card.encode(), PICTURE: picture}, disk=disk)
     except OSError as error:
         raise StoreError(f"{target.shown}: its card was not written: {error.strerror or error}") from error
 
@@ -131,39 +128,3 @@ def _card_of(folder: Path, name: str) -> str:
     """The card; also one that the manifest does not list, since its writer was killed."""
     path = folder / FILE
     return path.read_text(encoding="utf-8") if path.is_file() else f"# {name}\n"
-
-
-def _replace(bundle: Bundle, contents: Mapping[str, bytes], disk: Disk) -> bool:
-    folder, listed = bundle.path, bundle.manifest.files
-    if all(file in listed and (folder / file).read_bytes() == raw for file, raw in contents.items()):
-        return False
-    others = {file: entry for file, entry in listed.items() if file not in contents}
-    if len(others) < len(listed):
-        _put(folder / MANIFEST, _listing(bundle.manifest, others), disk, beside=folder)
-    for file, raw in contents.items():
-        if not (folder / file).parent.is_dir():
-            disk.make_directory((folder / file).parent)
-            disk.sync_directory(folder)
-        _put(folder / file, raw, disk, beside=folder)
-    # subtle: in the order they had, so that a second run changes no other line
-    order = [*listed, *(file for file in contents if file not in listed)]
-    entries = {file: others[file] if file in others else file_entry(folder / file) for file in order}
-    _put(folder / MANIFEST, _listing(bundle.manifest, entries), disk, beside=folder)
-    load_bundle(folder)
-    return True
-
-
-def _listing(manifest: Manifest, files: Mapping[str, FileEntry]) -> bytes:
-    return dump_manifest(manifest.model_copy(update={"files": dict(files)}))
-
-
-def _put(target: Path, raw: bytes, disk: Disk, *, beside: Path) -> None:
-    """A file in place of another, or a new one, durable."""
-    # subtle: written beside the version, where the store hides and later removes what a killed writer left
-    staged = beside.parent / f"{STAGING}{secrets.token_hex(8)}.part"
-    try:
-        disk.write(staged, raw)
-        disk.rename(staged, target)
-    finally:
-        staged.unlink(missing_ok=True)
-    disk.sync_directory(target.parent)

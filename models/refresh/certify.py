@@ -26,6 +26,7 @@ from models.refresh.progress import Reporter
 from models.refresh.proving import certificates_of, judge_company, judge_promises, measure, rows_to_judge
 from models.refresh.publishing import Published
 from models.refresh.same_rows import recipe_in, same_splits
+from models.refresh.same_version import same_student
 from models.refresh.training import texts_of
 from models.report.addition import Addition, section, with_section
 from models.report.card import FILE, GateResult
@@ -121,13 +122,6 @@ def _done_before(store: Store, resolved: Resolved, before: Manifest, wanted: Seq
         if has and same_student(before, other):
             return number
     return None
-
-
-def same_student(first: Manifest, second: Manifest) -> bool:
-    """Whether two manifests are of the same graphs, tokenizer, exits and temperatures."""
-    alike = first.exits == second.exits and first.precisions == second.precisions
-    files = {file for precision in first.precisions.values() for file in precision.files.values()}
-    return alike and all(first.files[file] == second.files.get(file) for file in (*files, first.tokenizer.file))
 
 
 def _again(store: Store, name: str, number: int, wish: Wish, reporter: Reporter) -> Published:

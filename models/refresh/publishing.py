@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.recipe.parts import Recipe
 from models.refresh.progress import Reporter
-from models.report.card import FILE
+from models.refresh.same_version import without_card
 from models.teachers.teacher import Teacher
 from service.bundle.load import load_manifest
 from service.bundle.manifest import Manifest
@@ -35,12 +35,6 @@ def teacher_name(recipe: Recipe, teacher: Teacher) -> str:
     )
     tuned = "" if recipe.teacher.fine_tune is None else ", fine-tuned on the training rows"
     return f"{named}{tuned}, weights {teacher.digest()[:16]}"
-
-
-def without_card(manifest: Manifest) -> Manifest:
-    """The manifest without the entries of the report card, the one part of a published version that may change."""
-    kept = {file: entry for file, entry in manifest.files.items() if file != FILE and not file.startswith("card/")}
-    return manifest.model_copy(update={"files": kept})
 
 
 def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> Published:
