@@ -42,6 +42,7 @@ from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.report.card import GateResult
 from models.report.embed_card import EmbedCard, EmbedSeed, quality_for_manifest, write_embed_card
+from models.report.seeds import refresh_command
 from models.teachers.teacher import Matrix, Teacher
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Exit, Provenance
@@ -320,7 +321,6 @@ def _card(
     qualities: tuple[EmbedQuality, ...],
     seeds: tuple[EmbedSeed, ...],
 ) -> EmbedCard:
-    name = run.recipe.name
     return EmbedCard(
         manifest=bundle.manifest,
         qualities=qualities,
@@ -328,7 +328,7 @@ def _card(
         gates=gates,
         data_notes=run.splits.notes,
         receipts=draft.receipts,
-        commands=(f"understudy refresh models/recipes/{name}.yaml --seeds {len(seeds)} --store STORE",),
+        commands=(refresh_command(run.recipe.name, seeds=len(seeds)),),
         seeds=seeds,
         costs=tuple(receipt.line() for receipt in run.cache.receipts),
     )

@@ -45,7 +45,7 @@ from models.refresh.training import (
     texts_of,
 )
 from models.report.card import Card, GateResult, write_card
-from models.report.seeds import SeedResult, seed_result
+from models.report.seeds import SeedResult, refresh_command, seed_result
 from models.teachers.teacher import Teacher, neighbours
 from models.teachers.tokens import Text
 from service.bundle.load import Bundle, load_bundle
@@ -343,7 +343,7 @@ def _commands(recipe: ClassifyRecipe, *, seeds: int) -> tuple[str, ...]:
     written = recipe.written["data"]["test"]
     tests = [written] if isinstance(written, str) else [each["file"] for each in written if not each.get("labels")]
     return (
-        f"understudy refresh models/recipes/{recipe.name}.yaml --seeds {seeds} --store STORE",
+        refresh_command(recipe.name, seeds=seeds),
         *(f"understudy evaluate {recipe.name} {file}" for file in tests),
     )
 

@@ -1,12 +1,15 @@
 """What ends every refresh, whatever its task: where the version comes from, and putting it into the store."""
 
+import contextlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from models.recipe.parts import Recipe
 from models.refresh.progress import Reporter
-from models.refresh.same_version import without_card
+from models.refresh.same_version import has_additions, same_version
+from models.refresh.seeds_on_card import more_seeds, put_seeds_on_card, told
+from models.report.seeds import counted
 from models.teachers.teacher import Teacher
 from service.bundle.load import load_manifest
 from service.bundle.manifest import Manifest
@@ -38,22 +41,43 @@ def teacher_name(recipe: Recipe, teacher: Teacher) -> str:
 
 
 def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> Published:
-    """Publish, unless a version with the same manifest but for its card (hence the same bytes) is there already."""
-    manifest = without_card(load_manifest(bundle))
+    """Publish, unless the same version is there already, whatever its card and date.
+
+    If it is, and `bundle` was made with more seeds than its card tells of, the card is replaced. A version to which
+    `certify` added certificates is another one: its card tells of them too, and stays.
+
+    Raises: BundleError, StoreError: it could not be published, or its card not replaced.
+    """
+    made, present = load_manifest(bundle), _present(store, recipe.name)
+    for certified in (number for number, manifest in present.items() if has_additions(manifest, made)):
+        _tell_what_stays(store.root / recipe.name / str(certified), bundle, reporter)
+    # of several that differ in their date only, the newest: an alias need not move back
+    number = max((number for number, manifest in present.items() if same_version(manifest, made)), default=None)
     alias = recipe.publish.alias
-    for number in store.versions(recipe.name) if recipe.name in store.students() else []:
-        if _is_version_of(store.root / recipe.name / str(number), manifest):
-            reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
-            entry = store.aliases(recipe.name).aliases.get(alias)
-            if entry is None or entry.version != number:
-                store.set_alias(recipe.name, alias, number)
-            return Published(recipe.name, number, alias, new=False)
-    return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
+    if number is None:
+        return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
+    reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
+    seeds = put_seeds_on_card(store.root / recipe.name / str(number), bundle)
+    if seeds is not None:
+        reporter.say(f"publish: {recipe.name}@{number}: its card now tells of {counted(seeds)}")
+    entry = store.aliases(recipe.name).aliases.get(alias)
+    if entry is None or entry.version != number:
+        store.set_alias(recipe.name, alias, number)
+    return Published(recipe.name, number, alias, new=False)
 
 
-def _is_version_of(folder: Path, manifest: Manifest) -> bool:
-    """Whether a version has this manifest but for its card; a broken one has not."""
-    try:
-        return without_card(load_manifest(folder)) == manifest
-    except BundleError:
-        return False
+def _present(store: Store, name: str) -> dict[int, Manifest]:
+    """The manifests of a student's versions; a broken one is left out."""
+    found = {}
+    for number in store.versions(name) if name in store.students() else []:
+        with contextlib.suppress(BundleError):
+            found[number] = load_manifest(store.root / name / str(number))
+    return found
+
+
+def _tell_what_stays(version: Path, made: Path, reporter: Reporter) -> None:
+    """Say that the card of a version with added certificates is not replaced, where it would be without them."""
+    if more_seeds(version, made) is not None:
+        seeds = counted(told(version))
+        shown = f"{version.parent.name}@{version.name}"
+        reporter.say(f"publish: {shown}: its card stays, for `certify` added to it; it tells of {seeds}")

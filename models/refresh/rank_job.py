@@ -39,6 +39,7 @@ from models.report.rank_card import (
     seed_results,
     write_rank_card,
 )
+from models.report.seeds import refresh_command
 from models.teachers.teacher import MeanPooled, Teacher, load_teacher
 from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Provenance
@@ -243,7 +244,6 @@ def _card(
     tests: tuple[RankComparison, ...],
     seeds: tuple[RankSeed, ...],
 ) -> RankCard:
-    recipe, count = run.recipe, len({each.seed for each in seeds})
     return RankCard(
         manifest=bundle.manifest,
         tests=tests,
@@ -251,7 +251,7 @@ def _card(
         gates=gates,
         data_notes=run.splits.notes,
         receipts=draft.receipts,
-        commands=(f"understudy refresh models/recipes/{recipe.name}.yaml --seeds {count} --store STORE",),
+        commands=(refresh_command(run.recipe.name, seeds=len({each.seed for each in seeds})),),
         seeds=seeds,
         costs=tuple(receipt.line() for receipt in run.cache.receipts),
     )

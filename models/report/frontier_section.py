@@ -49,3 +49,15 @@ def with_frontier(card: str, section: str) -> str:
     without = _SECTION.sub("", card)
     before, found, after = without.partition(_BEFORE)
     return f"{before.rstrip()}\n\n{section}\n{found}{after}"
+
+
+def frontier_of(card: str) -> str | None:
+    """The section as `with_frontier` takes it; None where the card has none.
+
+    >>> frontier_of("# a\\n\\n## Frontier\\n\\nall\\n\\n## Gates\\n\\nmet\\n")
+    '## Frontier\\n\\nall'
+    >>> frontier_of("# a\\n") is None
+    True
+    """
+    found = _SECTION.search(card)
+    return None if found is None else found.group().rstrip()

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Final
 
 from models.evaluate.quality import StudentQuality
+
+_COMMAND: Final = "understudy refresh models/recipes/{name}.yaml --seeds {seeds} --store STORE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,39 @@ def seed_result(seed: int, quality: StudentQuality, *, risk: float | None) -> Se
         first_exit=None if served is None else served.exit_shares[0],
         mean_layers=None if served is None else served.mean_layers,
     )
+
+
+def refresh_command(name: str, *, seeds: int) -> str:
+    """What makes a version with so many seeds: a line of its own on the card of every task, read by `seeds_told`.
+
+    Args:
+        name: of the recipe, which is that of the student.
+        seeds: how many, the published one among them.
+    """
+    return _COMMAND.format(name=name, seeds=seeds)
+
+
+def seeds_told(card: str, name: str) -> int:
+    """How many seeds a card of the student `name` tells of; 1, its own, where the card does not say.
+
+    >>> seeds_told("## How it was made\\n\\n" + refresh_command("intent", seeds=3), "intent")
+    3
+    >>> seeds_told("# intent\\n", "intent")
+    1
+    """
+    before, after = _COMMAND.format(name=name, seeds="\n").split("\n")
+    lines = [line for line in card.splitlines() if line.startswith(before) and line.endswith(after)]
+    numbers = [line.removeprefix(before).removesuffix(after) for line in lines]
+    return max([1, *(int(number) for number in numbers if number.isdecimal())])
+
+
+def counted(seeds: int) -> str:
+    """In words.
+
+    >>> counted(1), counted(3)
+    ('1 seed', '3 seeds')
+    """
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def seeds_table(results: Sequence[SeedResult]) -> str:
