@@ -17,6 +17,7 @@ SAME_ROWS = [
     ("rank", "rank-cross-encoder"),
     ("topic", "topic-bilstm"),
     ("topic", "topic-cnn"),
+    ("topic", "topic-encoder"),
     ("topic", "topic-ngram"),
 ]
 
