@@ -35,7 +35,9 @@ def test_examples_stand_at_the_end_of_their_list_without_a_grade() -> None:
 
 
 def test_words_are_left_out_in_their_order() -> None:
-    for text in made(RANKING, mix=0.0, of_list=8):
+    examples = made(RANKING, mix=0.0, of_list=8)
+    assert len(examples) == 8
+    for text in examples:
         left = iter(GOOD.split())
         assert all(word in left for word in text.split()), "a subsequence of the passage"
 
@@ -46,7 +48,9 @@ def test_words_of_the_query_go_first() -> None:
 
 
 def test_a_mix_is_a_run_of_each_about_as_long_as_the_passage() -> None:
-    for text in made(RANKING, mix=1.0, of_list=8):
+    examples = made(RANKING, mix=1.0, of_list=8)
+    assert len(examples) == 8
+    for text in examples:
         assert any(f"{a} {b}" == text or f"{b} {a}" == text for a in runs(GOOD) for b in runs(POOR))
         assert abs(len(text.split()) - len(GOOD.split())) <= 1
 
@@ -57,9 +61,12 @@ def runs(text: str) -> list[str]:
 
 
 def test_only_hard_negatives_are_mixed_where_there_are_any() -> None:
-    assert not any({"far", "off"} & set(text.split()) for text in made(RANKING, mix=1.0, of_list=8, hard=1))
-    easy = Ranking(RANKING.query, (GOOD, "far off"), (1.0, 0.0))
-    assert all({"far", "off"} & set(text.split()) for text in made(easy, mix=1.0, hard=0))
+    mixed = made(RANKING, mix=1.0, of_list=8, hard=1)
+    assert len(mixed) == 8
+    assert not any({"far", "off"} & set(text.split()) for text in mixed)
+    easy = made(Ranking(RANKING.query, (GOOD, "far off"), (1.0, 0.0)), mix=1.0, hard=0)
+    assert len(easy) == 2
+    assert all({"far", "off"} & set(text.split()) for text in easy)
 
 
 def test_a_list_without_an_answer_gets_none() -> None:
@@ -68,7 +75,9 @@ def test_a_list_without_an_answer_gets_none() -> None:
 
 
 def test_without_negatives_nothing_is_mixed() -> None:
-    for text in made(Ranking("q", (GOOD, "another good one"), (2.0, 1.0)), mix=1.0, of_list=4):
+    examples = made(Ranking("q", (GOOD, "another good one"), (2.0, 1.0)), mix=1.0, of_list=4)
+    assert examples
+    for text in examples:
         assert set(text.split()) < set(GOOD.split()) or set(text.split()) < {"another", "good", "one"}
 
 

@@ -47,8 +47,8 @@ def write_lists(path: Path, count: int, *, seed: int) -> None:
         passages = []
         for at in range(4):
             words = chance.sample(FILLERS, 5)
-            passages.append({"text": " ".join([*words[:2], TELLING, *words[2:]] if at == place else words)})
-            passages[-1]["label"] = int(at == place)
+            shown = [*words[:2], TELLING, *words[3:]] if at == place else words  # lengths tell nothing
+            passages.append({"text": " ".join(shown), "label": int(at == place)})
         rows[query] = json.dumps({"query": query, "passages": passages})
     path.write_text("\n".join(rows.values()) + "\n", encoding="utf-8")
 
