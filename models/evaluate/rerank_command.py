@@ -22,7 +22,9 @@ from service.runtime.memory import keep_freed
 
 
 def command(
-    student: Annotated[str, typer.Argument(help="A split ranker: NAME, NAME@VERSION, NAME@ALIAS, or its folder.")],
+    student: Annotated[
+        str, typer.Argument(help="It reads texts apart: NAME, NAME@VERSION, NAME@ALIAS, or its folder.")
+    ],
     teacher: Annotated[str, typer.Argument(help="The teacher as a bundle: in the store, or its folder.")],
     corpus: Annotated[Path, typer.Argument(help="Documents: JSONL with id, text and maybe title.")],
     queries: Annotated[Path, typer.Argument(help="Queries: JSONL with id and text.")],
@@ -52,7 +54,7 @@ def command(
         typer.echo(table_of(report))
         typer.echo(
             f"{report.sides[0].passages:,} candidates of {report.tokens_a_passage:.0f} tokens; "
-            f"a kept passage takes {report.bytes_a_token:.0f} bytes a token"
+            f"a kept passage takes {report.bytes_a_passage:,.0f} bytes, {report.bytes_a_token:.0f} a token"
         )
         write_json(json_out, asdict(report))
 

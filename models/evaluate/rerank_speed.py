@@ -1,4 +1,4 @@
-"""The time of re-ranking a query's candidates: a split ranker, cold and with known passages, against its teacher.
+"""The time of re-ranking a query's candidates: a ranker that keeps passages, cold and with known ones, and its teacher.
 
 Both sides get ids that are already there, one thread on one pinned core, candidates in batches of like length; repeats
 are interleaved, so that a slow moment of the machine meets every side.
@@ -53,6 +53,11 @@ class RerankReport:
     tokens_a_passage: float
     bytes_a_token: float
 
+    @property
+    def bytes_a_passage(self) -> float:
+        """On average; of a student that keeps one vector, however long a passage is."""
+        return self.bytes_a_token * self.tokens_a_passage
+
     def ratio(self, contender: str, baseline: str) -> float:
         """How many times as fast `contender` is. Raises: KeyError: one of them was not timed."""
         found = {side.contender: statistics.median(side.seconds) for side in self.sides}
@@ -79,7 +84,7 @@ def rerank_speed(
     """Time the student cold and warm, and each teacher. Call it inside `speed.pinned`.
 
     Args:
-        student: a split ranker, loaded with one thread.
+        student: a ranker that reads texts apart, loaded with one thread.
         teachers: rankers that read a pair as one sequence, each under its precision.
         asked: at least one query with at least one candidate.
     Raises: DataInvalid: there is nothing to rank, or a side is no such ranker.
@@ -88,7 +93,7 @@ def rerank_speed(
         raise DataInvalid("there is no query with candidates")
     reader = student.apart
     if reader is None:
-        raise DataInvalid(f"{student.manifest.name} reads a pair as one sequence; only a split ranker keeps passages")
+        raise DataInvalid(f"{student.manifest.name} reads a pair as one sequence, so it keeps no passages")
     kept = [_kept(student, reader, each) for each in asked]
     sides: list[tuple[str, Callable[[], None]]] = []
     for teacher in teachers:
@@ -160,7 +165,7 @@ def _read(reader: TextReader, passages: Sequence[Encoded]) -> list[State]:
 
 def _join(student: Student, query: State, states: Sequence[State]) -> None:
     source = student.pipeline.joins
-    assert source is not None, "a split ranker joins states"
+    assert source is not None, "a ranker that reads texts apart joins states"
     order = sorted(range(len(states)), key=lambda at: len(states[at]))
     for begin in range(0, len(order), BATCH_ITEMS):
         pairs = [JoinedPair(query, states[at], billed=0) for at in order[begin : begin + BATCH_ITEMS]]
