@@ -107,9 +107,11 @@ def command_line(
     >>> field = Field(recipes=(), store=Path("store"), students=("topic@1",))
     >>> command_line([Path("/home/me/topic.yaml")], field, Costing(repeats=3), overrides=(), cards=("topic@1",))
     'understudy compare topic.yaml --student topic@1 --card topic@1 --repeats 3'
+    >>> command_line([Path("a.yaml")], field, Costing(), overrides=("a:teacher.from=/home/me/t", "a:seed=1"), cards=())
+    'understudy compare a.yaml --set a:teacher.from=t --set a:seed=1 --student topic@1'
     """
     words = ["understudy", "compare", *(_portable(path) for path in recipes)]
-    words += [word for each in overrides for word in ("--set", each)]
+    words += [word for each in overrides for word in ("--set", _portable_override(each))]
     words += [word for each in field.students for word in ("--student", _portable(Path(each)))]
     words += [] if field.teacher is None else ["--teacher", _portable(Path(field.teacher))]
     words += ["--stored-only"] if field.stored_only else []
@@ -123,6 +125,11 @@ def command_line(
 
 def _portable(path: Path) -> str:
     return path.name if path.is_absolute() else path.as_posix()
+
+
+def _portable_override(written: str) -> str:
+    key, equals, value = written.partition("=")
+    return f"{key}{equals}{Path(value).name}" if Path(value).is_absolute() else written
 
 
 def _read(files: Sequence[Path], overrides: Sequence[str]) -> list[Recipe]:
