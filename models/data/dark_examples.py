@@ -32,8 +32,9 @@ _AROUND = "\"'`.,;:!?()[]"
 class DarkMaker:
     """What decides the examples of a list beside the list itself.
 
-    settings: the recipe's. hard: how many of a list's negatives, the first ones, are hard. seed: of all choices.
-    taken: the group keys of what must not come out, from `taken_by`.
+    settings: the recipe's. hard: how many of a list's negatives, the first ones, count as hard; of a list that has
+    fewer hard ones its random ones are among them. seed: of all choices. taken: the group keys of what must not come
+    out, from `taken_by`.
     """
 
     settings: DarkExamples
@@ -45,7 +46,7 @@ class DarkMaker:
         """The list with its examples at its end, of grade 0 and counted in `dark`; one without an answer as it is.
 
         No example has the words of another, of a passage of the list, or of what is `taken`. Examples depend on the
-        list and the seed alone. Short passages may give fewer.
+        list and this maker alone. Short passages may give fewer.
         """
         if not ranking.answered:
             return ranking
