@@ -17,6 +17,7 @@ from models.refresh.job import refresh
 from models.refresh.progress import Reporter
 from service.runtime import session
 from service.runtime.backends.onnxruntime import OnnxRuntimeSession
+from service.store.disk import Disk
 
 FILLERS = [
     "card",
@@ -142,3 +143,57 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a backend that computes wrong numbers."""
     monkeypatch.setitem(session.BACKENDS, "wrong", session.Backend(Wrong, lambda: None))
     return "wrong"
+
+
+class KilledDisk(Disk):
+    """Ends its user at the `fatal`-th step, before it is done, or after a write left half a file."""
+
+    class Killed(BaseException):
+        """Not an error that anybody catches."""
+
+    def __init__(self, fatal: int) -> None:
+        self.fatal, self.steps = fatal, 0
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.steps == self.fatal:
+            raise self.Killed
+
+    def make_directory(self, path: Path) -> None:
+        self._step()
+        super().make_directory(path)
+
+    def write(self, target: Path, raw: bytes) -> None:
+        try:
+            self._step()
+        except self.Killed:
+            target.write_bytes(raw[: len(raw) // 2])
+            raise
+        super().write(target, raw)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._step()
+        super().rename(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        self._step()
+        super().sync_directory(path)
+
+
+class FullDisk(Disk):
+    """Takes no file."""
+
+    def write(self, target: Path, raw: bytes) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+
+@pytest.fixture
+def killed_disk() -> type[KilledDisk]:
+    """`killed_disk(fatal)`: a disk whose user is killed at that step, by `killed_disk.Killed`."""
+    return KilledDisk
+
+
+@pytest.fixture
+def full_disk() -> type[FullDisk]:
+    """`full_disk()`: a disk that takes no file."""
+    return FullDisk

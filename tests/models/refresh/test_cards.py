@@ -17,54 +17,10 @@ from models.report.frontier_section import PICTURE
 from service.bundle.load import load_bundle
 from service.errors import DigestMismatch, StoreError, UnknownVersion
 from service.runtime.student import Student
-from service.store.disk import Disk
 from service.store.store import STAGING, Store
 
 COMMAND = "understudy compare toy.yaml --card toy@1"
 PNG = b"\x89PNG some picture"
-
-
-class Killed(BaseException):
-    """Not an error that anybody catches."""
-
-
-class KilledDisk(Disk):
-    """Ends its user at the `fatal`-th step, before it is done, or after a write left half a file."""
-
-    def __init__(self, fatal: int) -> None:
-        self.fatal, self.steps = fatal, 0
-
-    def _step(self) -> None:
-        self.steps += 1
-        if self.steps == self.fatal:
-            raise Killed
-
-    def make_directory(self, path: Path) -> None:
-        self._step()
-        super().make_directory(path)
-
-    def write(self, target: Path, raw: bytes) -> None:
-        try:
-            self._step()
-        except Killed:
-            target.write_bytes(raw[: len(raw) // 2])
-            raise
-        super().write(target, raw)
-
-    def rename(self, source: Path, target: Path) -> None:
-        self._step()
-        super().rename(source, target)
-
-    def sync_directory(self, path: Path) -> None:
-        self._step()
-        super().sync_directory(path)
-
-
-class FullDisk(Disk):
-    """Takes no file."""
-
-    def write(self, target: Path, raw: bytes) -> None:
-        raise OSError(28, "No space left on device", str(target))
 
 
 def compared(accuracy: float = 0.9) -> Comparison:
@@ -130,7 +86,7 @@ def test_what_stands_around_the_section_stays(store: Store, target: Target) -> N
 
 
 def test_whenever_its_writer_is_killed_the_version_is_whole_and_the_next_one_ends_it(
-    store_dir: Path, tmp_path: Path
+    store_dir: Path, tmp_path: Path, killed_disk: Callable
 ) -> None:
     clean = None
     for fatal in itertools.count(1):
@@ -138,10 +94,10 @@ def test_whenever_its_writer_is_killed_the_version_is_whole_and_the_next_one_end
         shutil.copytree(store_dir, root)
         target = Target(Store(root).open("toy", 1), "toy@1", by_recipe=False)
         put_on_card(target, compared(0.8), picture=b"old", command=COMMAND)
-        disk = KilledDisk(fatal)
+        disk = killed_disk(fatal)
         try:
             put_on_card(target, compared(0.9), picture=PNG, command=COMMAND, disk=disk)
-        except Killed:
+        except killed_disk.Killed:
             Student(Store(root).open("toy", 1)).check_golden()
             put_on_card(target, compared(0.9), picture=PNG, command=COMMAND)
         else:
@@ -158,9 +114,9 @@ def store_files(root: Path) -> list[str]:
     return list(load_bundle(root / "toy" / "1").manifest.files)
 
 
-def test_a_full_disk_is_said_and_leaves_the_version_whole(store: Store, target: Target) -> None:
+def test_a_full_disk_is_said_and_leaves_the_version_whole(store: Store, target: Target, full_disk: Callable) -> None:
     with pytest.raises(StoreError, match=r"toy@1: its card was not written: No space left"):
-        put_on_card(target, compared(), picture=PNG, command=COMMAND, disk=FullDisk())
+        put_on_card(target, compared(), picture=PNG, command=COMMAND, disk=full_disk())
     assert store.open("toy", 1).manifest == target.bundle.manifest
 
 

@@ -23,9 +23,14 @@ from models.evaluate.embedding import vectors_of
 from models.recipe.embed import EmbedRecipe
 from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
+from models.refresh.cards import Target, put_on_card
 from models.refresh.embed_training import check_shape, embed_teacher, load_embedder, unit_vectors
 from models.refresh.jobs import refresh
 from models.refresh.progress import Reporter
+from models.refresh.same_version import without_card
+from models.report.frontier import Comparison, Point
+from models.report.frontier_section import PICTURE, frontier_of
+from models.report.seeds import seeds_told
 from service.bundle.load import Bundle
 from service.errors import SpaceMismatch
 from service.runtime.student import Student
@@ -283,6 +288,38 @@ def test_a_second_run_makes_nothing_again(again: Job) -> None:
     assert (published.version, published.new) == (1, False)
     assert made_now(cache) == []
     assert "toy-embed@1 has these bytes already" in said
+
+
+def test_more_seeds_of_a_published_version_change_its_card_only(again: Job, tmp_path: Path) -> None:
+    """Published with one seed and compared, then refreshed with two: the same version, whose card tells of two."""
+    again.store = tmp_path / "other-store"
+    published, cache, _ = again.run(seeds=1)
+    assert (published.version, published.new) == (1, True)
+    assert made_now(cache) == ["version"], "students are those of the run of two"
+    target = Target(again.open(), "toy-embed@1", by_recipe=False)
+    found = Comparison("embed", "Spearman", "the dev pairs", "a processor", (Point("toy-embed@1"),), ("On dev.",))
+    put_on_card(target, found, picture=b"a picture", command="understudy compare")
+    before = again.open()
+    card = (before.path / "card.md").read_text()
+    assert seeds_told(card, "toy-embed") == 1
+    published, _, said = again.run(seeds=2)
+    assert (published.version, published.new) == (1, False)
+    assert "publish: toy-embed@1: its card now tells of 2 seeds" in said
+    after = again.open()
+    assert without_card(after.manifest) == without_card(before.manifest)
+    Student(after).check_golden()
+    told = (after.path / "card.md").read_text()
+    assert "## Other seeds" in told
+    assert seeds_told(told, "toy-embed") == 2
+    assert frontier_of(told) == frontier_of(card)
+    assert frontier_of(card) is not None
+    assert (after.path / PICTURE).read_bytes() == b"a picture"
+    assert PICTURE in after.manifest.files
+    written = after.manifest
+    for seeds in (1, 2):
+        _, _, said = again.run(seeds=seeds)
+        assert "its card" not in said
+        assert again.open().manifest == written
 
 
 def test_another_student_reuses_the_teachers_vectors_and_needs_another_alias(again: Job) -> None:

@@ -18,6 +18,7 @@ from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.job import refresh
 from models.refresh.progress import Reporter
+from models.report.seeds import seeds_told
 from service.runtime.student import Student
 from service.store.store import Store
 
@@ -61,6 +62,7 @@ def test_a_recipe_becomes_a_served_student(job: Job):
     assert str(job.recipe.parent) not in str(manifest.provenance.recipe["name"])
     card = (bundle.path / "card.md").read_text()
     assert "Other seeds" in card
+    assert seeds_told(card, "toy-intent") == 2
     assert "gate: bytes" in said
     assert "dev rows right, in float32" in said
     assert "baseline: TF-IDF + logistic regression: 100.00% of" in said

@@ -14,6 +14,7 @@ from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.jobs import check, refresh
 from models.refresh.progress import Reporter
+from models.report.seeds import seeds_told
 from service.runtime.student import Student
 from service.store.store import Store
 
@@ -150,6 +151,7 @@ def test_the_card_says_what_was_measured(made: Path) -> None:
     card = (bundle.path / "card.md").read_text(encoding="utf-8")
     for said in ("### lists", "### paragraphs", "bi-encoder", "bm25", "given", "Other seeds", "made here", "retention"):
         assert said in card
+    assert seeds_told(card, "toy-rank") == 2, "seeds, not results"
     assert (bundle.path / "card" / "quality.png").is_file()
     assert str(made) not in card
     roles = {source.role for source in bundle.manifest.provenance.data}
