@@ -78,7 +78,8 @@ def refresh(recipe: ClassifyRecipe, *, store: Path, cache: StepCache, seeds: int
         recipe: what to make.
         store: the store to publish into.
         cache: where steps keep what they made.
-        seeds: how many seeds to train, from the recipe's on; the first is published, the others go into its card.
+        seeds: how many seeds to train, from the recipe's on; the first is published, if it was not before, and the
+            others go into its card.
         reporter: told what happens.
     Raises:
         OfflineError: the recipe, data or teacher is wrong; GateFailed: a gate was not met. Nothing is published.

@@ -83,7 +83,8 @@ def refresh_rank(recipe: RankRecipe, *, store: Path, cache: StepCache, seeds: in
     """Make and publish a new version of a ranker.
 
     Args:
-        seeds: how many seeds to train, from the recipe's on; the first is published, the others go into its card.
+        seeds: how many seeds to train, from the recipe's on; the first is published, if it was not before, and the
+            others go into its card.
     Raises:
         OfflineError: the recipe, data or teacher is wrong; GateFailed: a gate was not met. Nothing is published.
         StoreError: the version could not be published; the store is as it was.
