@@ -56,9 +56,11 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """A passage's states, [tokens, S] of each chunk, as the stages that read one text wrote them, and what was read."""
+    """A passage's states as the stages that read one text wrote them, [tokens, S] or [S] of each chunk, each chunk's
+    tokens, and what was read."""
 
     states: tuple[State, ...]
+    billed: tuple[int, ...]
     reading: Reading
 
     @property

@@ -116,7 +116,9 @@ async def join_pairs(service: Service, served: Served, body: RankBody, *, policy
         _remember(service, served, made)
         entries = {**fresh.known, **made}
         stood = {key: one for key, one in entries.items() if isinstance(one, Stated)}
-        pairs = [JoinedPair(state, each, billed=len(each)) for one in stood.values() for each in one.states]
+        pairs = [
+            JoinedPair(state, *each) for one in stood.values() for each in zip(one.states, one.billed, strict=True)
+        ]
         second = await halves.join(pairs)
     each = await service.tokenizing.by_size(len(stood), partial(_joined, stood, second))
     joined = dict(zip(stood, each, strict=True))
@@ -139,7 +141,7 @@ class _Fresh(Generic[Entry]):
 
 def _billed(fresh: _Fresh[Stated]) -> list[int]:
     """Of each pair its tokens: the passage's, known or not."""
-    known = [len(state) for one in fresh.known.values() for state in one.states]
+    known = [tokens for one in fresh.known.values() for tokens in one.billed]
     return known + [piece.billed for one in fresh.taken.values() for piece in one.pieces]
 
 
@@ -188,7 +190,7 @@ def _states(read: Chunked, ends: Ends) -> Stated | ServiceError:
         if isinstance(state, ServiceError):
             return state
         states.append(state)
-    return Stated(tuple(states), _reading(read))
+    return Stated(tuple(states), tuple(piece.billed for piece in read.pieces), _reading(read))
 
 
 def _joined(entries: Mapping[PassageKey, Stated], ran: Sequence[ItemResult]) -> list[Scored | ServiceError]:

@@ -1,8 +1,11 @@
 """A bi-encoder is answered with on /v1/rank as torch computes it, and a passage that is known is not read again."""
 
 import contextlib
+import json
 import re
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,6 +26,7 @@ from models.students.split_ranker import LEVELS
 from models.teachers.pair_lists import as_second, feeds_apart
 from models.teachers.tokens import tokenise
 from service.api.app import create_app
+from service.api.keys import digest_of
 from service.api.schemas import RankAnswer
 from service.bundle.manifest import Exit, Provenance
 from service.bundle.sources import JOINED
@@ -111,8 +115,8 @@ def by_torch(student: BiEncoder, tokenizer_json: bytes) -> np.ndarray:
 
 
 @contextlib.asynccontextmanager
-async def serving(store: Store, precision: str) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
-    app = create_app(load_settings(store=store.root, slots=1, backend="onnxruntime", precision=precision))
+async def serving(store: Store, precision: str, **more: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    app = create_app(load_settings(store=store.root, slots=1, backend="onnxruntime", precision=precision, **more))
     async with app.router.lifespan_context(app):
         service = app.state.service
         await service.students.until(lambda: service.ready)
@@ -167,3 +171,20 @@ def test_int8_is_near_torch(store: Store, student: BiEncoder, tokenizer_json: by
     wanted, served = by_torch(student, tokenizer_json), Student(store.open("twins", 1))
     found = served.all_exits(served.encoder.encode(PAIRS))[-1]
     assert np.abs(found - wanted).max() < 0.2 * wanted.std()
+
+
+async def test_a_known_passage_costs_its_tokens_and_not_its_vectors_numbers(
+    store: Store, tmp_path: Path, tokenizer_json: bytes
+) -> None:
+    keys = [{"name": "limited", "sha256": digest_of("the key"), "compute_per_minute": 60_000}]
+    (tmp_path / "keys.json").write_text(json.dumps({"schema": 1, "keys": keys}))
+    async with serving(store, "fp32", api_keys=tmp_path / "keys.json") as (client, service):
+        now = time.monotonic()
+        service.access._clock = lambda: now
+        client.headers["authorization"] = "Bearer the key"
+        left = [service.access.status()[0]["left"]["compute"]]
+        for _ in range(2):
+            await asked(client)
+            left.append(service.access.status()[0]["left"]["compute"])
+        tokens = sum(len(each.ids) for each in Tokenizer.from_buffer(tokenizer_json).encode_batch(PASSAGES[:-1]))
+        assert left[0] - left[1] == left[1] - left[2] == pytest.approx(tokens + MAX_TOKENS)

@@ -83,8 +83,9 @@ class TestCache:
             for place, row in enumerate(batch):
                 (key,) = passage_keys([f"{number} {place}"], "end")
                 reading = Reading(1000 + number, 1000 + place, chunks, 2000 + number)
-                cache.put(student, [(key, Stated(tuple(state_of(row, 1 + place) for _ in range(chunks)), reading))])
-        del batch, row, key, reading
+                states = tuple(state_of(row, 1 + place) for _ in range(chunks))
+                cache.put(student, [(key, Stated(states, (1 + place,) * chunks, reading))])
+        del batch, row, key, reading, states
         held = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         assert 0.8 * cache.nbytes < held <= cache.nbytes
