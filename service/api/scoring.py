@@ -117,7 +117,9 @@ async def join_pairs(service: Service, served: Served, body: RankBody, *, policy
         entries = {**fresh.known, **made}
         stood = {key: one for key, one in entries.items() if isinstance(one, Stated)}
         pairs = [
-            JoinedPair(state, *each) for one in stood.values() for each in zip(one.states, one.billed, strict=True)
+            JoinedPair(state, chunk, billed=tokens)
+            for one in stood.values()
+            for chunk, tokens in zip(one.states, one.billed, strict=True)
         ]
         second = await halves.join(pairs)
     each = await service.tokenizing.by_size(len(stood), partial(_joined, stood, second))
