@@ -92,6 +92,7 @@ def quantise_stages(
     batches: Sequence[Feeds],
     settings: Int8Settings,
     trained: Mapping[str, Mapping[str, Range]] | None = None,
+    store_others: bool = False,
 ) -> Receipt:
     """Write the int8 graph of every stage.
 
@@ -104,6 +105,7 @@ def quantise_stages(
             two texts apart, each under its side.
         settings: how ranges are chosen.
         trained: by stage id, ranges by weight name from training for int8; None measures them here.
+        store_others: also store in 8 bits the weights that stay float32 (`models.compress.stored`).
     Returns: the receipt, on the calibration rows.
     Raises: ValueError: no rows, or a trained range fits no weight.
     """
@@ -116,11 +118,12 @@ def quantise_stages(
         ]
         ranges = None if trained is None else trained[stage.id]
         quantise_static(fp32[stage.id], int8[stage.id], feeds=feeds, settings=settings, ranges=ranges)
-        _store_recurrent(int8[stage.id])
+        _store(int8[stage.id], every=store_others)
         runner = StageRunner([stage], int8)
         known = [runner(batch) for batch in known]
+    name = "int8 trained" if trained is not None else f"int8 static, percentile {settings.percentile:g}"
     return make_receipt(
-        "int8 trained" if trained is not None else f"int8 static, percentile {settings.percentile:g}",
+        f"{name}, other weights stored in 8 bits" if store_others else name,
         before=[fp32[stage.id] for stage in stages],
         after=[int8[stage.id] for stage in stages],
         outputs_before=final_outputs(stages, fp32, batches),
@@ -129,10 +132,10 @@ def quantise_stages(
     )
 
 
-def _store_recurrent(path: Path) -> None:
-    """Store in 8 bits what stays float32 of a graph with an LSTM: of ONNX's operators none multiplies its integers."""
+def _store(path: Path, *, every: bool) -> None:
+    """Store in 8 bits what stays float32: of `every` graph, or of one with an LSTM alone, whose weights all do."""
     model = onnx.load(path)
-    if any(node.op_type == "LSTM" for node in model.graph.node):
+    if every or any(node.op_type == "LSTM" for node in model.graph.node):
         onnx.save(store_weights(model), path)
 
 

@@ -10,7 +10,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from service.bundle.manifest import Name, Task
 
@@ -134,15 +145,23 @@ class Teacher(Part):
 class Int8(Part):
     """`static`: post-training static scales (u8 activations, per-channel s8 weights). `qat`: then trained with them.
 
-    `token_table`: `int8` stores the rows of the token table in 8 bits, in the fp32 graphs too.
+    `token_table`: `int8` stores the rows of the token table in 8 bits, in the fp32 graphs too. `other_weights`: `int8`
+    stores those so, of the int8 graphs, that are computed with in float32: heads and positions.
     """
 
     int8: Literal["static", "qat"]
     rows: Count = 512
     token_table: Literal["int8", "fp32"] = "int8"
+    other_weights: Literal["int8", "fp32"] = "fp32"
     percentile: Annotated[float, Field(gt=90, le=100)] = 99.99
     qat_epochs: Positive = 0.5
     qat_learning_rate: Positive = 2e-4
+
+    @model_serializer(mode="wrap")
+    def _as_before_other_weights(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # subtle: a pass that does not use the key keeps the digest it had before there was one
+        found: dict[str, Any] = plainly(self)
+        return {key: value for key, value in found.items() if (key, value) != ("other_weights", "fp32")}
 
 
 class TrimVocabulary(Part):

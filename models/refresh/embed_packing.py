@@ -66,6 +66,7 @@ def _graphs(
         int8={stage_id: int8},
         batches=_calibration_batches(run, tokenizer_json, settings.rows),
         settings=Int8Settings(percentile=settings.percentile),
+        store_others=settings.other_weights == "int8",
     )
     return {"fp32": {stage_id: fp32}, "int8": {stage_id: int8}}, [receipt.line()]
 

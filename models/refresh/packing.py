@@ -142,6 +142,7 @@ def _graphs(
         batches=batches,
         settings=Int8Settings(percentile=settings.percentile),
         trained=by_stage,
+        store_others=settings.other_weights == "int8",
     )
     receipts.append(receipt.line())
     if isinstance(student, SiameseStudent):

@@ -114,6 +114,7 @@ def _graphs(run: RankRun, trained: TrainedRanker, exported: Sequence[ExportedSta
         batches=_calibration_batches(run, trained, settings),
         # layers copied from a teacher hold a few large channels, as an imported model's do
         settings=replace(INT8, percentile=settings.percentile),
+        store_others=settings.other_weights == "int8",
     )
     return {"fp32": fp32, "int8": int8}, [receipt.line()]
 

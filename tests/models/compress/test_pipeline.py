@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from models.compress.int8 import Int8Settings
 from models.compress.pipeline import StageRunner, final_outputs, quantise_stages
+from models.compress.stored import MIN_VALUES
 from models.export.stages import ExportedStage
 
 
@@ -35,3 +37,20 @@ def test_the_runner_tells_outputs_by_their_source_names(exported, paths, batches
     # any stage may be run on what earlier ones wrote
     again = StageRunner(stages[1:], paths[0])(known)
     assert np.array_equal(again["02.logits"], known["02.logits"])
+
+
+def test_weights_that_stay_float32_may_be_stored_in_8_bits(exported, paths, batches, unseen, tmp_path: Path):
+    fp32, int8 = paths
+    stages, settings = [item.stage for item in exported], Int8Settings(percentile=100)
+    stored = {stage_id: tmp_path / f"{stage_id}.stored.onnx" for stage_id in fp32}
+    plain = quantise_stages(stages, fp32=fp32, int8=int8, batches=batches, settings=settings)
+    small = quantise_stages(stages, fp32=fp32, int8=stored, batches=batches, settings=settings, store_others=True)
+    assert small.name == "int8 static, percentile 100, other weights stored in 8 bits"
+    assert small.bytes_after < plain.bytes_after
+    large = [
+        tensor for path in stored.values() for tensor in onnx.load(path).graph.initializer if tensor.data_type == 1
+    ]
+    assert all(len(tensor.dims) < 2 or np.prod(tensor.dims) < MIN_VALUES or 1 in tensor.dims for tensor in large)
+    before, after = final_outputs(stages, int8, unseen), final_outputs(stages, stored, unseen)
+    assert not np.array_equal(before, after)
+    assert np.abs(before - after).mean() < 0.02 * np.abs(before).mean()

@@ -122,3 +122,11 @@ def test_a_shape_that_cannot_be_is_one_line(
     with pytest.raises(RecipeInvalid) as caught:
         recipe(tmp_path, student, **more)
     assert str(caught.value).startswith(message)
+
+
+def test_an_int8_pass_without_other_weights_keeps_its_digest(tmp_path: Path) -> None:
+    plain = recipe(tmp_path, None, compress=[{"int8": "static"}])
+    assert recipe(tmp_path, None, compress=[{"int8": "static", "other_weights": "fp32"}]).int8 == plain.int8
+    assert "other_weights" not in plain.model_dump(mode="json")["compress"][0]
+    stored = recipe(tmp_path, None, compress=[{"int8": "static", "other_weights": "int8"}])
+    assert stored.model_dump(mode="json")["compress"][0]["other_weights"] == "int8"
