@@ -224,8 +224,8 @@ def _alike(rows: dict[str, list[Row]], data: Data) -> None:
     for role, of_role in rows.items():
         if (of_role[0].text_pair is not None) != paired:
             raise DataInvalid(f"{of_role[0].file}: field 'text_pair': {role} and train must both have it or neither")
-    if paired and (data.parts == "substrings" or data.unlabelled):
-        raise RecipeInvalid("data: substrings and unlabelled are for single texts, and the rows of train are pairs")
+    if paired and data.parts == "substrings":
+        raise RecipeInvalid("data.parts: substrings is for single texts, and the rows of train are pairs")
     if data.parts == "first-text" and not paired:
         raise RecipeInvalid("data.parts: first-text is for pairs, and the rows of train are single texts")
 
@@ -318,22 +318,28 @@ def _without_parts(train: list[Row], held_out: list[Row], notes: list[str]) -> l
 
 
 def _unlabelled(texts: list[Row], held_out: list[Row], train: list[Row], data: Data, notes: list[str]) -> list[Row]:
-    """Each text once, without those of train, and without held-out ones (with `parts`: nor parts or wholes of them)."""
+    """Each text once, without those of train, and without held-out ones (with `parts`: nor parts or wholes of them), on
+    either side where the rows are pairs."""
     if not texts:
         return []
-    barred = _keys(held_out)
+    barred = _keys(_apart(held_out))
     if data.parts == "substrings":
         barred |= _related(texts, held_out)
     keyed: dict[str, Row] = {}
     for row in texts:
         keyed.setdefault(group_key(row), row)
-    known = _keys(train)
+    known = _keys(_apart(train))
     kept = [row for key, row in keyed.items() if key not in barred and key not in known]
     notes.append(
         f"unlabelled: {len(texts):,} texts, {len(kept):,} kept; {len(barred & keyed.keys()):,} dropped as held out, "
         "the others as repeats or training texts"
     )
     return kept
+
+
+def _apart(rows: list[Row]) -> list[Row]:
+    """The rows, of pairs each text by itself: a pool's text must be none of a held-out pair's."""
+    return [Row(text) for row in rows for text in (row.text, row.text_pair) if text is not None]
 
 
 def _related(texts: list[Row], held_out: list[Row]) -> set[str]:

@@ -13,6 +13,7 @@ import torch
 
 from models.data.augment import Augmenter
 from models.data.cuts import Splits
+from models.data.partners import partnered
 from models.data.rows import Row, text_of
 from models.distill.train import Inside, TransferSet, distil, inside_of, needs_inside
 from models.errors import OfflineError, RecipeInvalid
@@ -88,6 +89,10 @@ def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
     round."""
     first, student = splits.train[0], recipe.student
     place, siamese = f"{first.file}:{first.line}", isinstance(student, SiameseSettings)
+    if recipe.distil.augment.partners and not takes_pairs(splits):
+        raise RecipeInvalid(f"{place}: text_pair: missing, and distil.augment.partners takes pairs of texts")
+    if splits.unlabelled and takes_pairs(splits) and not recipe.distil.augment.partners:
+        raise RecipeInvalid(f"{place}: text_pair: with pairs, data.unlabelled needs distil.augment.partners")
     if siamese and not takes_pairs(splits):
         raise RecipeInvalid(f"{place}: text_pair: missing, and student.architecture siamese takes pairs of texts")
     if siamese or not takes_pairs(splits):
@@ -140,7 +145,8 @@ def make_teacher(run: Run) -> Teacher:
 
 
 def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[list[Text], npt.NDArray[np.int64]]:
-    """What the student learns from: training texts, their variants, unlabelled texts; and the gold labels, -1 for none.
+    """What the student learns from, and the gold labels, -1 for none: training texts, their variants, unlabelled texts;
+    of pairs, for the unlabelled texts themselves, the new pairs that are made with them.
 
     Args:
         neighbours: function of the teacher giving each word's stand-ins; called only when the step runs.
@@ -159,13 +165,17 @@ def make_transfer_texts(run: Run, teacher: Teacher, neighbours: Any) -> tuple[li
         augmenter = Augmenter(neighbours(teacher), settings, settings.seed, forbidden=splits.held_out_keys())
         singles = [text for text in train if isinstance(text, str) and len(text.split()) >= settings.min_words]
         pairs = [text for text in train if not isinstance(text, str)]
-        variants = [*augmenter.augment_all(singles, settings.rows), *augmenter.augment_pairs(pairs, settings.rows)]
+        variants = [
+            *augmenter.augment_all(singles, settings.rows),
+            *augmenter.augment_pairs(pairs, settings.rows),
+            *partnered(pairs, splits.unlabelled, settings.partners, forbidden=splits.held_out_keys()),
+        ]
         (folder / "variants.json").write_text(json.dumps(variants), encoding="utf-8")
 
     folder = run.cache.run("transfer", inputs, make)
     made = json.loads((folder / "variants.json").read_text(encoding="utf-8"))
     variants: list[Text] = [variant if isinstance(variant, str) else (variant[0], variant[1]) for variant in made]
-    texts = [*train, *variants, *splits.unlabelled]
+    texts = [*train, *variants, *(() if takes_pairs(splits) else splits.unlabelled)]
     gold = np.full(len(texts), -1, dtype=np.int64)
     gold[: len(train)] = gold_of(splits.train, splits.labels)
     return texts, gold
