@@ -302,8 +302,19 @@ def test_pairs_are_cut_by_both_texts_and_have_no_parts(tmp_path: Path) -> None:
     files = {"train": pairs(tmp_path / "train.jsonl", 200, "a"), "test": pairs(tmp_path / "test.jsonl", 20, "t")}
     splits = prepare(recipe_from({**files, **CUTS}))
     assert len(splits.train) + len(splits.dev) + len(splits.calibration) + len(splits.gate) == 200
-    message = "data: substrings and unlabelled are for single texts, and the rows of train are pairs"
+    message = "data.parts: substrings is for single texts, and the rows of train are pairs"
     assert refused(recipe_from({**files, **CUTS, "parts": "substrings"}), RecipeInvalid) == message
+
+
+def test_a_pool_beside_pairs_keeps_no_text_of_a_held_out_pair(tmp_path: Path) -> None:
+    files = {"train": pairs(tmp_path / "train.jsonl", 200, "a"), "test": pairs(tmp_path / "test.jsonl", 20, "t")}
+    held = prepare(recipe_from({**files, **CUTS})).calibration[0].text
+    known = prepare(recipe_from({**files, **CUTS})).train[0].text
+    pool = tmp_path / "pool.jsonl"
+    # the second text of every pair is "b"
+    pool.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("new", "t 3!", held, known, "b", "New")))
+    splits = prepare(recipe_from({**files, **CUTS, "unlabelled": [str(pool)]}))
+    assert splits.unlabelled == ("new",)
 
 
 @pytest.mark.parametrize("task", ["embed", "rank"])

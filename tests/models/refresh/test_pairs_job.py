@@ -19,6 +19,7 @@ from models.refresh.certify import Wish, certify
 from models.refresh.job import refresh, start
 from models.refresh.progress import Reporter
 from models.refresh.same_rows import same_splits
+from models.refresh.training import make_teacher, make_transfer_texts
 from service.bundle.load import Bundle
 from service.runtime.student import Student
 from service.store.store import Store
@@ -111,6 +112,33 @@ def test_a_student_of_pairs_may_train_for_int8_and_still_tells_the_second_text(r
     pairs = [("where is my card", "the late refund"), ("the late refund", "where is my transfer")]
     answers = [outcome.raw.argmax() for outcome in student.run(student.encoder.encode(pairs), student.policy("never"))]
     assert answers == [1, 0]
+
+
+def test_a_student_of_pairs_may_learn_from_new_pairs_and_a_pool(recipe_in, tmp_path: Path):
+    path = write_into(tmp_path, recipe_in)
+    document = yaml.safe_load(path.read_text())
+    (tmp_path / "pool.jsonl").write_text('{"text": "where is the late refund"}\n{"text": "wait my film transfer"}\n')
+    document["data"]["unlabelled"] = [str(tmp_path / "pool.jsonl")]
+    document["distil"]["augment"] = {"rows": 1, "partners": 2}
+    document["distil"]["epochs"] = 1
+    path.write_text(yaml.safe_dump(document))
+    run = start(read_recipe(path), StepCache(tmp_path / "runs"), Reporter(io.StringIO()))
+    texts, gold = make_transfer_texts(run, make_teacher(run), lambda teacher: {})
+    known = {(row.text, row.text_pair) for row in run.splits.train}
+    new = [text for text, label in zip(texts, gold, strict=True) if label < 0]
+    assert all(isinstance(text, tuple) for text in texts)
+    assert not known & set(new)
+    assert any("wait my film transfer" in pair for pair in new)
+    assert len(new) > 2 * len(known)
+
+
+def test_a_pool_beside_pairs_is_refused_where_nothing_pairs_its_texts(recipe: Path, tmp_path: Path):
+    (tmp_path / "pool.jsonl").write_text('{"text": "where is the late refund"}\n')
+    document = yaml.safe_load(recipe.read_text())
+    document["data"]["unlabelled"] = [str(tmp_path / "pool.jsonl")]
+    recipe.write_text(yaml.safe_dump(document))
+    with pytest.raises(RecipeInvalid, match=r"with pairs, data\.unlabelled needs distil\.augment\.partners"):
+        start(read_recipe(recipe), StepCache(tmp_path / "runs"), Reporter(io.StringIO()))
 
 
 def test_the_card_measures_each_test_file_and_says_how(made: Path):
