@@ -20,7 +20,7 @@ def bundles() -> list[Bundle]:
     return [SHIPPED.open(name, version) for name in SHIPPED.students() for version in SHIPPED.versions(name)]
 
 
-@pytest.mark.parametrize("name", ["embed", "intent", "rank", "sentiment", "topic"])
+@pytest.mark.parametrize("name", ["embed", "intent", "paraphrase", "rank", "sentiment", "topic"])
 def test_the_student_is_in_production(name: str):
     assert SHIPPED.resolve(name).alias == "production"
 
