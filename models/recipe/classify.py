@@ -1,9 +1,9 @@
 """The recipe of a classify student."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from models.errors import RecipeInvalid
 from models.recipe.distil import Distil
@@ -13,6 +13,7 @@ from models.recipe.parts import (
     Files,
     FilesOrCut,
     Gates,
+    GrownPart,
     Part,
     Pruning,
     Recipe,
@@ -35,10 +36,12 @@ class LabelChecks(Part):
     folds: Annotated[int, Field(ge=2, le=20)] = 5
 
 
-class Data(Part):
+class Data(GrownPart):
     """Which rows go where; a role may have several files. `parts: substrings` says that rows which are parts of a
     longer row move with it; `first-text`, that pairs with the same first text are cut together. The teacher labels the
     texts of `unlabelled`."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"label_issues"})
 
     train: Files
     dev: FilesOrCut
@@ -52,14 +55,6 @@ class Data(Part):
     population: str = ""
     label_issues: LabelChecks | None = None
 
-    @model_serializer(mode="wrap")
-    def _as_before_checks(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a recipe that does not use this key keeps the digest it had before there was one
-        found: dict[str, Any] = plainly(self)
-        if self.label_issues is None:
-            found.pop("label_issues", None)
-        return found
-
     @model_validator(mode="after")
     def _cuts_are_apart(self) -> Self:
         if isinstance(self.dev, Cut) and self.dev.cut + self.calibration.cut > 0.5:
@@ -67,25 +62,19 @@ class Data(Part):
         return self
 
 
-class Exits(Part):
+class Exits(GrownPart):
     """The exit rule and the promises to certify, all together at confidence 1 - `delta`.
 
     `backends`: each gets a certificate of its own for every shipped precision; the first one's temperatures are used.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"backends"})
 
     confidence: Confidence = "max_probability"
     risks: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1)] = (0.005, 0.01, 0.02, 0.05)
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.05
     default_risk: Annotated[float, Field(gt=0, lt=1)] | None = 0.01
     backends: Annotated[tuple[Name, ...], Field(min_length=1)] = (FIRST_BACKEND,)
-
-    @model_serializer(mode="wrap")
-    def _as_before_backends(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a recipe that does not use this key keeps the digest it had before there was one
-        found: dict[str, Any] = plainly(self)
-        if self.backends == (FIRST_BACKEND,):
-            found.pop("backends", None)
-        return found
 
     @model_validator(mode="after")
     def _rises(self) -> Self:

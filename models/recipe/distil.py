@@ -1,10 +1,10 @@
 """How a classify student is trained: objectives, augmentation, schedule."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from models.recipe.parts import Count, Part, Positive, Seed, Share, one_set
+from models.recipe.parts import Count, GrownPart, Part, Positive, Seed, Share, one_set
 
 
 class SoftLabels(Part):
@@ -33,12 +33,14 @@ class Objective(Part):
         return self
 
 
-class Augment(Part):
+class Augment(GrownPart):
     """Augmentation without a language model: `rows` variants for each training text, labelled by the teacher.
 
     Texts of fewer than `min_words` words (split at spaces) get none. `partners`: of pairs, so many new ones for each
     text on either side and each text of a pool, with those of other pairs that are nearest by words.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"partners"})
 
     rows: Annotated[int, Field(ge=0)] = 9
     partners: Annotated[int, Field(ge=0)] = 0
@@ -54,12 +56,6 @@ class Augment(Part):
         if self.drop + self.replace > 1:
             raise ValueError("drop and replace must not exceed 1 together")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before_partners(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a recipe that does not use the key keeps the digest it had before there was one
-        found: dict[str, Any] = plainly(self)
-        return {key: value for key, value in found.items() if (key, value) != ("partners", 0)}
 
 
 class Distil(Part):

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -43,6 +43,19 @@ class Part(BaseModel):
     """A section of a recipe: unknown keys, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GrownPart(Part):
+    """A section whose `LATER` keys came after its first recipes: one that does not use them keeps the digest it had."""
+
+    LATER: ClassVar[frozenset[str]]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = plainly(self)
+        fields = type(self).model_fields
+        unused = {key for key in self.LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in found.items() if key not in unused}
 
 
 def one_set(choice: Part) -> None:
@@ -142,12 +155,14 @@ class Teacher(Part):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Int8(Part):
+class Int8(GrownPart):
     """`static`: post-training static scales (u8 activations, per-channel s8 weights). `qat`: then trained with them.
 
     `token_table`: `int8` stores the rows of the token table in 8 bits, in the fp32 graphs too. `other_weights`: `int8`
     stores those so, of the int8 graphs, that are computed with in float32: heads and positions.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"other_weights"})
 
     int8: Literal["static", "qat"]
     rows: Count = 512
@@ -156,12 +171,6 @@ class Int8(Part):
     percentile: Annotated[float, Field(gt=90, le=100)] = 99.99
     qat_epochs: Positive = 0.5
     qat_learning_rate: Positive = 2e-4
-
-    @model_serializer(mode="wrap")
-    def _as_before_other_weights(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a pass that does not use the key keeps the digest it had before there was one
-        found: dict[str, Any] = plainly(self)
-        return {key: value for key, value in found.items() if (key, value) != ("other_weights", "fp32")}
 
 
 class TrimVocabulary(Part):

@@ -1,9 +1,9 @@
 """The recipe of a rank student."""
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.dark_examples import DarkExamples, SelfPaced
@@ -11,6 +11,7 @@ from models.recipe.parts import (
     Count,
     Cut,
     FineTune,
+    GrownPart,
     Less,
     Part,
     Positive,
@@ -296,11 +297,7 @@ class StatesDistil(Part):
     warm_up: Share = 0.06
 
 
-_LATER = frozenset({"dark_examples", "self_paced"})
-"""Keys of `distil` that came after its first recipes were made."""
-
-
-class RankDistil(Part):
+class RankDistil(GrownPart):
     """How the student is trained on the teacher's scores of lists.
 
     `gold_weight`: share of the loss that is the cross-entropy with the relevant passages. `unanswered`: whether
@@ -308,6 +305,8 @@ class RankDistil(Part):
     `states`: what comes before, of a split ranker or a bi-encoder that starts from the teacher's layers.
     `dark_examples`: passages made for the teacher to score. `self_paced`: which lists count first.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"dark_examples", "self_paced"})
 
     states: StatesDistil | None = None
 
@@ -326,12 +325,6 @@ class RankDistil(Part):
     average: Literal["none", "swa", "ema"] = "ema"
     self_paced: SelfPaced | None = None
     seed: Seed = 0
-
-    @model_serializer(mode="wrap")
-    def _as_before_dark_examples(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a recipe that does not use these keys keeps the digest it had before there were any
-        found: dict[str, Any] = plainly(self)
-        return {key: value for key, value in found.items() if value is not None or key not in _LATER}
 
 
 class RankGates(Part):

@@ -2,12 +2,12 @@
 written."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from models.recipe.over_tokens import BilstmSettings, CnnSettings
-from models.recipe.parts import Count, Less, Part, Positive, Tokens
+from models.recipe.parts import Count, GrownPart, Less, Part, Positive, Tokens
 
 Layers = tuple[Annotated[int, Field(ge=0)], ...]
 """Numbers of a teacher's layers, the first being 0."""
@@ -47,13 +47,15 @@ def check_layers(settings: FromTeacher) -> None:
         raise ValueError("embeddings: layers of the teacher need its embeddings: teacher, not teacher-pca")
 
 
-class EncoderSettings(Part):
+class EncoderSettings(GrownPart):
     """A transformer encoder. `exits` are layer numbers: 0 is after the embeddings; the last must be `layers`.
 
     `token_width`: width of the token table where it is not `hidden` (then projected). `local_features`: channels of
     a convolution over three tokens that the exit at 0 sees too; 0 for none. `head_width`: of each exit's inner layer.
     `attention_width`: of all heads of a layer together, where it is not `hidden`.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention_width"})
 
     architecture: Literal["encoder"] = "encoder"
     layers: Count = 4
@@ -73,14 +75,6 @@ class EncoderSettings(Part):
     max_tokens: Tokens = 64
     dropout: Less = 0.1
     attention_width: Count | None = None
-
-    @model_serializer(mode="wrap")
-    def _as_before_width(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # subtle: a recipe that does not use this key keeps the digest it had before there was one
-        found: dict[str, Any] = plainly(self)
-        if self.attention_width is None:
-            found.pop("attention_width", None)
-        return found
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -12,9 +12,8 @@ from torch import Tensor
 from models.errors import RecipeInvalid
 from models.recipe.bi_encoder import BiEncoderStudent
 from models.students.bi_encoder import BiEncoder, BiEncoderConfig
-from models.students.encoder import EncoderConfig
 from models.students.initialise import from_teacher_embeddings, from_teacher_layers
-from models.students.split_start import Sample
+from models.students.split_start import Sample, reader_config
 from models.students.vocabulary import Trimmed
 
 
@@ -42,7 +41,7 @@ def new_bi_encoder(
     copied = settings.initialise == "teacher-layers"
     if copied and settings.heads > teacher_heads:
         raise RecipeInvalid(f"student.heads: {settings.heads}, the teacher's layers have {teacher_heads}")
-    encoder = _config(settings, vocabulary=len(trimmed.kept_ids), teacher_heads=teacher_heads)
+    encoder = reader_config(settings, vocabulary=len(trimmed.kept_ids), teacher_heads=teacher_heads)
     student = BiEncoder(BiEncoderConfig(encoder, settings.vector_width))
     if settings.embeddings != "random":
         from_teacher_embeddings(student.encoder, state, trimmed.kept_ids, whole=settings.embeddings == "teacher")
@@ -51,27 +50,6 @@ def new_bi_encoder(
         from_teacher_layers(student.encoder, state, settings.teacher_layers, teacher_heads=teacher_heads)
         _keep_most(student, sample)
     return student
-
-
-def _config(settings: BiEncoderStudent, *, vocabulary: int, teacher_heads: int) -> EncoderConfig:
-    # copied heads are as wide as the teacher's; others share the width
-    copied = settings.initialise == "teacher-layers"
-    return EncoderConfig(
-        vocabulary=vocabulary,
-        width=1,
-        layers=settings.layers,
-        hidden=settings.hidden,
-        heads=settings.heads,
-        feed_forward=settings.feed_forward,
-        exits=(),
-        max_tokens=settings.max_tokens,
-        token_width=settings.token_width,
-        activation=settings.activation,
-        dropout=settings.dropout,
-        output="score",
-        attention_width=settings.heads * (settings.hidden // teacher_heads) if copied else settings.hidden,
-        pairs=True,
-    )
 
 
 def _read_both_alike(student: BiEncoder) -> None:

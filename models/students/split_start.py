@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import RecipeInvalid
+from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.rank import SplitRankerStudent
 from models.students.encoder import EncoderConfig, EncoderStudent
 from models.students.initialise import copy_layers, from_teacher_embeddings, from_teacher_layers
@@ -76,11 +77,19 @@ def new_split_ranker(
     return student
 
 
-def _config(settings: SplitRankerStudent, *, vocabulary: int, teacher_heads: int) -> SplitConfig:
+def reader_config(
+    settings: SplitRankerStudent | BiEncoderStudent, *, vocabulary: int, teacher_heads: int
+) -> EncoderConfig:
+    """The shape of what reads one text by itself, without exits.
+
+    Args:
+        settings: the recipe's student.
+        vocabulary: tokens of its table.
+        teacher_heads: of each of the teacher's layers.
+    """
     # copied heads are as wide as the teacher's; others share the width
     copied = settings.initialise == "teacher-layers"
-    width = settings.hidden // teacher_heads
-    lower = EncoderConfig(
+    return EncoderConfig(
         vocabulary=vocabulary,
         width=1,
         layers=settings.layers,
@@ -93,11 +102,16 @@ def _config(settings: SplitRankerStudent, *, vocabulary: int, teacher_heads: int
         activation=settings.activation,
         dropout=settings.dropout,
         output="score",
-        attention_width=settings.heads * width if copied else settings.hidden,
+        attention_width=settings.heads * (settings.hidden // teacher_heads) if copied else settings.hidden,
         pairs=True,
     )
+
+
+def _config(settings: SplitRankerStudent, *, vocabulary: int, teacher_heads: int) -> SplitConfig:
+    copied = settings.initialise == "teacher-layers"
+    width = settings.hidden // teacher_heads
     return SplitConfig(
-        lower=lower,
+        lower=reader_config(settings, vocabulary=vocabulary, teacher_heads=teacher_heads),
         state_width=settings.state_width,
         joined_layers=settings.joined_layers,
         joined_heads=settings.joined_heads,
