@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.evaluate.exits import Counts, Risks, certify, choose_path
 from models.evaluate.scores import exit_logits, exit_rows
-from models.evaluate.temperature import fit_temperatures
+from models.evaluate.temperature import fit_score_temperatures, fit_temperatures
 from service.bundle.manifest import Certificate, Confidence
 from service.runtime.encode import Encoded
 from service.runtime.student import Student
@@ -43,10 +43,21 @@ def keys_digest(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """What divides each exit's logits, in pipeline order, as the manifest will carry it.
+
+    exits: for the confidence that decides who leaves. scores: for the scores that are shown; None: the same.
+    """
+
+    exits: tuple[float, ...]
+    scores: tuple[float | None, ...]
+
+
 def temperatures_of(
     student: Student, split_a: Sequence[Encoded], *, gold: Sequence[int | None] | None = None
-) -> tuple[float, ...]:
-    """One temperature per exit, fitted on split A; see `models.evaluate.temperature`.
+) -> Temperatures:
+    """The temperatures of every exit, fitted on split A; see `models.evaluate.temperature`.
 
     Args:
         gold: per row its label's index, or None; None: the data has no labels.
@@ -54,7 +65,8 @@ def temperatures_of(
     known: NDArray[np.int64] | None = None
     if gold is not None:
         known = np.array([-1 if label is None else label for label in gold], dtype=np.int64)
-    return fit_temperatures(exit_logits(student, split_a), gold=known)
+    logits = exit_logits(student, split_a)
+    return Temperatures(fit_temperatures(logits, gold=known), fit_score_temperatures(logits, gold=known))
 
 
 def certify_student(

@@ -114,7 +114,7 @@ def _at_exits(student: Student, encoded: Sequence[Encoded], company: _Company) -
         items = [encoded[i] for i in batch]
         raws = student.all_exits(items, length=max(company.length, *map(_padded_tokens, items)))
         for found, raw, leave in zip(scores, raws, student.manifest.exits, strict=True):
-            found[list(batch)] = softmax(raw, temperature=leave.temperature)
+            found[list(batch)] = softmax(raw, temperature=leave.answer_temperature)
     return [_Answers(np.full(len(encoded), index), found) for index, found in enumerate(scores)]
 
 
@@ -133,7 +133,7 @@ def _served(student: Student, encoded: Sequence[Encoded], company: _Company, pol
         outcome = student.run_padded(pad(items, pad_id=student.pad_id, length=longest), policy)
         exit_index[list(batch)] = outcome.exit_index
         for place, left, raw in zip(batch, outcome.exit_index, outcome.raw, strict=True):
-            scores[place] = softmax(raw, temperature=student.manifest.exits[left].temperature)
+            scores[place] = softmax(raw, temperature=student.manifest.exits[left].answer_temperature)
     return _Answers(exit_index, scores)
 
 

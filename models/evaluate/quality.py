@@ -38,13 +38,14 @@ class ExitQuality:
     """One exit, if everybody left there.
 
     layers: attention layers run up to here, where known. agreement: with full depth. The calibration errors are
-    those of the score as a probability of being right, without and with the exit's temperature.
+    those of the score as a probability of being right, without a temperature and with that of the exit's scores.
     """
 
     exit: str
     depth: float
     layers: int | None
     temperature: float
+    score_temperature: float
     agreement: float
     accuracy: float | None
     macro_f1: float | None
@@ -110,7 +111,7 @@ class StudentQuality:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
-    """Labels by index: of every exit [N, E], gold [N] and teacher [N]; the scores with temperature [N, E]."""
+    """Labels by index: of every exit [N, E], gold [N] and teacher [N]; the scores as shown [N, E]."""
 
     manifest: Manifest
     layers: tuple[int, ...] | None
@@ -139,7 +140,9 @@ def evaluate_student(student: Student, rows: EvaluationRows, *, layers: Sequence
         manifest=manifest,
         layers=layers_of(manifest) if layers is None else tuple(layers),
         labels=seen.labels,
-        scores=np.stack([_top(each, t) for each, t in zip(logits, temperatures, strict=True)], axis=1),
+        scores=np.stack(
+            [_top(each, leave.answer_temperature) for each, leave in zip(logits, manifest.exits, strict=True)], axis=1
+        ),
         gold=None if rows.labels is None else gold_indices(rows.labels, manifest.labels),
         teacher=None if rows.teacher is None else gold_indices(rows.teacher, manifest.labels),
     )
@@ -219,6 +222,7 @@ def _exit_quality(measured: _Measured, index: int, logits: Logits) -> ExitQualit
         depth=leave.depth,
         layers=None if measured.layers is None else measured.layers[index],
         temperature=leave.temperature,
+        score_temperature=leave.answer_temperature,
         agreement=metrics.agreement(predicted, measured.labels[:, -1]),
         accuracy=_with_gold(metrics.accuracy, predicted, gold),
         macro_f1=_with_gold(metrics.macro_f1, predicted, gold),

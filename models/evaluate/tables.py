@@ -29,7 +29,18 @@ def setting_name(setting: SettingQuality) -> str:
 
 def exits_table(quality: StudentQuality) -> str:
     """Each exit, if everybody left there."""
-    head = ["exit", "depth", "layers", "accuracy", "macro F1", "same as full depth", "temperature", "ECE before", "ECE"]
+    head = [
+        "exit",
+        "depth",
+        "layers",
+        "accuracy",
+        "macro F1",
+        "same as full depth",
+        "temperature",
+        "of scores",
+        "ECE before",
+        "ECE",
+    ]
     return markdown(head, [_exit_row(leave) for leave in quality.exits])
 
 
@@ -42,6 +53,7 @@ def _exit_row(leave: ExitQuality) -> list[str]:
         percent(leave.macro_f1),
         percent(leave.agreement),
         number(leave.temperature),
+        number(leave.score_temperature),
         number(leave.calibration_error_raw),
         number(leave.calibration_error),
     ]

@@ -2,7 +2,7 @@
 
 N rows, C labels. An inner exit is fitted to the full-depth label, since its confidence stands for agreement with
 full depth; the last exit to the gold labels where there are any (else 1), since its score is read as a probability
-of being right.
+of being right. The scores of inner exits are read so too: they have a temperature of their own, fitted to gold.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,20 @@ def fit_temperatures(
     """
     reference = np.asarray(logits[-1]).argmax(axis=1)
     inner = tuple(fit_temperature(each, reference) for each in logits[:-1])
+    return (*inner, _to_gold(logits[-1], gold) or 1.0)
+
+
+def fit_score_temperatures(
+    logits: Sequence[NDArray[np.floating]], *, gold: NDArray[np.integer] | None = None
+) -> tuple[float | None, ...]:
+    """The temperature of each exit's scores, in pipeline order: None where that of its confidences serves, which is so
+    at the last exit, and everywhere without gold labels.
+
+    Args: as `fit_temperatures` takes them.
+    """
+    return (*(_to_gold(each, gold) for each in logits[:-1]), None)
+
+
+def _to_gold(logits: NDArray[np.floating], gold: NDArray[np.integer] | None) -> float | None:
     labelled = np.zeros(0, dtype=np.int64) if gold is None else np.flatnonzero(gold >= 0)
-    if gold is None or not len(labelled):
-        return (*inner, 1.0)
-    return (*inner, fit_temperature(np.asarray(logits[-1])[labelled], gold[labelled]))
+    return None if gold is None or not len(labelled) else fit_temperature(np.asarray(logits)[labelled], gold[labelled])

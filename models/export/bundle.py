@@ -29,6 +29,7 @@ from service.bundle.manifest import (
     Task,
     Tokenizer,
     dump_manifest,
+    least_format,
 )
 from service.runtime.encode import Encoder, Text
 from service.runtime.student import Student
@@ -114,6 +115,7 @@ def finalise(
     certificates: Sequence[Certificate] = (),
     quality: Quality | None = None,
     temperatures: Mapping[str, float] | None = None,
+    score_temperatures: Mapping[str, float | None] | None = None,
     default_risk: float | None = None,
     card_dir: Path | None = None,
     provenance: Provenance | None = None,
@@ -124,7 +126,7 @@ def finalise(
         draft: a directory that `write_draft` made.
         certificates: the operating points, per backend and precision.
         quality: measured quality.
-        temperatures: by exit id; exits that are not named keep theirs.
+        temperatures, score_temperatures: by exit id; exits that are not named keep theirs.
         default_risk: the risk that a request without a wish gets; None: full depth.
         card_dir: a folder with `card.md` and pictures under `card/`; every file in it is copied.
         provenance: replaces the draft's.
@@ -133,12 +135,21 @@ def finalise(
         BundleError: the result is not a valid bundle, or a graph no longer gives the golden outputs.
     """
     manifest = load_bundle(draft).manifest
-    unknown = sorted(set(temperatures or {}) - {leave.id for leave in manifest.exits})
+    divided, shown = dict(temperatures or {}), dict(score_temperatures or {})
+    unknown = sorted({*divided, *shown} - {leave.id for leave in manifest.exits})
     if unknown:
         raise ValueError(f"no exit {unknown[0]!r} to give a temperature")
-    wanted = {leave.id: leave.temperature for leave in manifest.exits} | dict(temperatures or {})
-    exits = tuple(leave.model_copy(update={"temperature": wanted[leave.id]}) for leave in manifest.exits)
+    exits = tuple(
+        leave.model_copy(
+            update={
+                "temperature": divided.get(leave.id, leave.temperature),
+                "score_temperature": shown.get(leave.id, leave.score_temperature),
+            }
+        )
+        for leave in manifest.exits
+    )
     changes: dict[str, Any] = {
+        "format": least_format(exits),
         "exits": exits,
         "certificates": tuple(certificates),
         "quality": quality,

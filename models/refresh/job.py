@@ -9,6 +9,7 @@ from pathlib import Path
 from models.data.cuts import Splits, prepare, split_sources
 from models.errors import RecipeInvalid
 from models.evaluate.by_file import FileQuality, by_file
+from models.evaluate.calibrate import Temperatures
 from models.evaluate.quality import StudentQuality, quality_for_manifest
 from models.evaluate.speed import Timing, frontier, pinned
 from models.evaluate.variants import Variant, backend_libraries, require_backends, variants
@@ -52,7 +53,7 @@ from service.bundle.load import Bundle, load_bundle
 from service.bundle.manifest import Certificate, Provenance
 from service.store.store import Store
 
-CERTIFY_STEP, DRAFTED_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 1, 1, 1, 1, 2
+CERTIFY_STEP, DRAFTED_STEP, GATES_STEP, SEED_STEP, VERSION_STEP = 2, 1, 1, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class _Candidate:
         """What tells this candidate from any other, JSON-able."""
         return {
             "draft": self.draft.bundle.parent.name,
-            "temperatures": self.certified.temperatures,
+            "temperatures": asdict(self.certified.temperatures),
             "certified": [certificate.model_dump(mode="json") for certificate in self.certified.certificates],
         }
 
@@ -176,7 +177,7 @@ def _certify(run: Run, draft: Draft) -> Certified:
         splits = run.splits
         found = certify_draft(draft.bundle, run.recipe, split_a=splits.dev, split_b=splits.calibration)
         document = {
-            "temperatures": found.temperatures,
+            "temperatures": asdict(found.temperatures),
             "certificates": [certificate.model_dump(mode="json") for certificate in found.certificates],
         }
         (folder / "certificates.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -184,7 +185,7 @@ def _certify(run: Run, draft: Draft) -> Certified:
     folder = run.cache.run("certify", inputs, make)
     document = json.loads((folder / "certificates.json").read_text(encoding="utf-8"))
     return Certified(
-        tuple(document["temperatures"]),
+        Temperatures(**{use: tuple(values) for use, values in document["temperatures"].items()}),
         tuple(Certificate.model_validate_json(json.dumps(found)) for found in document["certificates"]),
     )
 
@@ -247,10 +248,12 @@ def _assembled(
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(candidate.draft.bundle, folder)
     names = [leave.id for leave in load_bundle(folder).manifest.exits]
+    temperatures = candidate.certified.temperatures
     return finalise(
         folder,
         certificates=candidate.certified.certificates,
-        temperatures=dict(zip(names, candidate.certified.temperatures, strict=True)),
+        temperatures=dict(zip(names, temperatures.exits, strict=True)),
+        score_temperatures=dict(zip(names, temperatures.scores, strict=True)),
         default_risk=run.recipe.exits.default_risk if candidate.certified.certificates else None,
         quality=quality_for_manifest("test", qualities) if qualities else None,
         card_dir=card_dir,

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.data.rows import Row, group_key
-from models.evaluate.calibrate import Promise, certify_student, gold_indices, keys_digest, temperatures_of
+from models.evaluate.calibrate import (
+    Promise,
+    Temperatures,
+    certify_student,
+    gold_indices,
+    keys_digest,
+    temperatures_of,
+)
 from models.evaluate.company import check_company
 from models.evaluate.exits import Risks
 from models.evaluate.quality import EvaluationRows, StudentQuality, evaluate_student
@@ -24,9 +31,9 @@ _RESPLITS = 300
 
 @dataclass(frozen=True, slots=True)
 class Certified:
-    """One temperature per exit, and one certificate per backend and precision; a student of one exit has none."""
+    """The exits' temperatures, and one certificate per backend and precision; a student of one exit has none."""
 
-    temperatures: tuple[float, ...]
+    temperatures: Temperatures
     certificates: tuple[Certificate, ...]
 
 
@@ -42,10 +49,10 @@ def certify_draft(draft: Path, recipe: ClassifyRecipe, *, split_a: Sequence[Row]
     first = first_variant(recipe).load(bundle)
     gold = [int(index) for index in gold_indices([row.label for row in split_a], bundle.manifest.labels)]
     temperatures = temperatures_of(first, first.encoder.encode(texts_of(split_a)), gold=gold)
-    if len(temperatures) == 1:
+    if len(temperatures.exits) == 1:
         return Certified(temperatures, ())
     wanted = variants(recipe.exits.backends, recipe.publish.precisions)
-    found = certificates_of(bundle, wanted, recipe, temperatures=temperatures, splits=(split_a, split_b))
+    found = certificates_of(bundle, wanted, recipe, temperatures=temperatures.exits, splits=(split_a, split_b))
     return Certified(temperatures, found)
 
 

@@ -24,7 +24,7 @@ FOLDER = "card"
 
 SETTINGS_LEGEND = (
     "Settings; p is the exact test of the promise on these rows (it is refuted at p ≤ 0.05), "
-    "ECE the calibration error of the score as a probability of being right:"
+    "ECE the calibration error of the shown score as a probability of being right:"
 )
 
 _RESTRICTED = re.compile(r"\b(by-)?nc\b|non-?\s?commercial|research (use )?only", re.IGNORECASE)

@@ -87,7 +87,7 @@ def _result(manifest: Manifest, body: ClassifyBody | EmbedBody, place: int, item
 def _classify(manifest: Manifest, body: ClassifyBody, outcome: Outcome) -> dict[str, Any]:
     if outcome.likeliest is not None and body.top_k is None:
         return {"label": manifest.labels[outcome.likeliest], "score": outcome.probability}
-    temperature = manifest.exits[outcome.exit_index].temperature
+    temperature = manifest.exits[outcome.exit_index].answer_temperature
     answer = label_answer(outcome.raw, temperature=temperature, labels=manifest.labels, top_k=body.top_k or 0)
     document: dict[str, Any] = {"label": answer.label, "score": answer.score}
     if body.top_k is not None:

@@ -275,12 +275,12 @@ class _Columns:
 
 
 def _label(served: Served, outcome: Outcome, *, top_k: int = 0) -> LabelAnswer:
-    temperature = served.manifest.exits[outcome.exit_index].temperature
+    temperature = served.manifest.exits[outcome.exit_index].answer_temperature
     return label_answer(outcome.raw, temperature=temperature, labels=served.manifest.labels, top_k=top_k)
 
 
 def _scores(served: Served, outcome: Outcome) -> npt.NDArray[np.float64]:
-    return softmax(outcome.raw, temperature=served.manifest.exits[outcome.exit_index].temperature)
+    return softmax(outcome.raw, temperature=served.manifest.exits[outcome.exit_index].answer_temperature)
 
 
 def _left(served: Served, ended: Sequence[Outcome]) -> dict[str, Column]:

@@ -186,7 +186,7 @@ def _predictions(served: Served, body: PredictRequest, outcome: Outcome) -> list
 def _scores(served: Served, outcome: Outcome, function: Function | None) -> npt.NDArray[np.floating[Any]]:
     if function == "none":
         return outcome.raw
-    temperature = served.manifest.exits[outcome.exit_index].temperature
+    temperature = served.manifest.exits[outcome.exit_index].answer_temperature
     return (sigmoid if function == "sigmoid" else softmax)(outcome.raw, temperature=temperature)
 
 

@@ -6,9 +6,17 @@ newer major, or an entry of `requires` that is not known, is refused.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from service.bundle import consistency
 from service.bundle.sources import JOINED, is_sided
@@ -16,7 +24,7 @@ from service.bundle.strict_json import read_object, validated
 from service.errors import FormatTooNew, ManifestInvalid
 
 FORMAT_MAJOR = 1
-FORMAT_MINOR = 0
+FORMAT_MINOR = 1
 KNOWN_REQUIREMENTS: frozenset[str] = frozenset({JOINED})
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -78,7 +86,8 @@ class Exit(_Part):
     """A point of the pipeline where an item may be answered.
 
     `depth` is the share of the full student's compute used when leaving here (the last exit has 1.0).
-    `temperature` divides this exit's logits before the softmax, everywhere: scores and confidences.
+    `temperature` divides this exit's logits before the softmax, for the confidence that decides who leaves, and for
+    the scores of answers too unless `score_temperature` (since 1.1; logits alone) divides those.
     """
 
     id: Name
@@ -86,6 +95,18 @@ class Exit(_Part):
     output: Literal["logits", "score", "embedding"]
     depth: Share
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    score_temperature: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def answer_temperature(self) -> float:
+        """What divides the logits, or the score, for the numbers that are shown."""
+        return self.temperature if self.score_temperature is None else self.score_temperature
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, plainly: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = plainly(self)
+        # subtle: a strict reader of 1.0 refuses the key, whatever its value
+        return {key: value for key, value in found.items() if key != "score_temperature" or value is not None}
 
 
 class Precision(_Part):
@@ -176,7 +197,7 @@ class Provenance(_Part):
 class Manifest(_Part):
     """manifest.json, verified against itself. See `docs/bundle.md` for every field."""
 
-    format: Annotated[str, Field(pattern=rf"^{FORMAT.pattern}$")] = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+    format: Annotated[str, Field(pattern=rf"^{FORMAT.pattern}$")] = f"{FORMAT_MAJOR}.0"
     requires: tuple[str, ...] = ()
     name: Name
     task: Task
@@ -236,6 +257,11 @@ def parse_manifest(raw: bytes) -> Manifest:
         return validated(Manifest, document, ignore_unknown=newer)
     except ValueError as error:
         raise ManifestInvalid(f"manifest.json: {error}") from error
+
+
+def least_format(exits: Sequence[Exit]) -> str:
+    """The oldest version of the format that has all that a manifest with these exits uses, for its `format`."""
+    return f"{FORMAT_MAJOR}.{int(any(leave.score_temperature is not None for leave in exits))}"
 
 
 def is_newer_minor(manifest: Manifest) -> bool:

@@ -171,8 +171,8 @@ def _states(raws: npt.NDArray[Any], lengths: Sequence[int]) -> list[Outcome | Se
 def _outcomes(leave: Leave, exit_index: int, raws: Floats, sure: Doubles | None) -> list[Outcome | ServiceError]:
     if leave.output != "logits":
         return [Outcome(exit_index, raw) for raw in raws]
-    if sure is None:
-        found = likeliest(raws, temperature=leave.temperature)
+    if sure is None or leave.answer_temperature != leave.temperature:
+        found = likeliest(raws, temperature=leave.answer_temperature)
         places, probabilities = found.places, found.probabilities
     else:
         places, probabilities = raws.argmax(axis=-1).tolist(), sure.tolist()

@@ -23,6 +23,7 @@ class StateExit:
     stage: str
     output: str
     temperature: float = 1.0
+    answer_temperature: float = 1.0
 
 
 Leave = Exit | StateExit

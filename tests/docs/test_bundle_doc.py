@@ -98,7 +98,9 @@ def test_the_example_is_served_as_told() -> None:
     temperature = student.exits[0].temperature
     scores = softmax(np.array([[-2.0, 6.0], [1.0, 6.0]]), temperature=temperature)
     assert confidence(scores, policy.confidence).round(4).tolist() == [0.982, 0.9241]
-    for told in ("0.9820", "0.9241", "[0.0180, 0.9820]"):
+    shown = softmax(np.array([[-2.0, 6.0]]), temperature=student.exits[0].answer_temperature)
+    assert shown.max().round(4) == 0.8808
+    for told in ("0.9820", "0.9241", "[0.0180, 0.9820]", "0.8808"):
         assert told in TEXT
 
 

@@ -49,7 +49,7 @@ def test_gold_labels_become_indices() -> None:
 def certificate_of(student: Student, split_b: list[Encoded]) -> Certificate:
     split_a = student.encoder.encode(words(300, 1))
     return certify_student(
-        student, split_a=split_a, split_b=split_b, temperatures=temperatures_of(student, split_a), promise=PROMISE
+        student, split_a=split_a, split_b=split_b, temperatures=temperatures_of(student, split_a).exits, promise=PROMISE
     )
 
 
@@ -73,8 +73,10 @@ def test_the_served_student_keeps_the_certificate_on_other_rows(
     """Certify one precision, write it into the manifest, serve it: the disagreement is within the promise."""
     plain = Student(load_bundle(build_bundle(tmp_path / "plain", certified=False)), precision="int8")
     split_a = plain.encoder.encode(words(300, 1))
-    temperatures = temperatures_of(plain, split_a, gold=[None] * 300)
-    assert temperatures[-1] == 1.0
+    found = temperatures_of(plain, split_a, gold=[None] * 300)
+    assert found.exits[-1] == 1.0
+    assert set(found.scores) == {None}
+    temperatures = found.exits
     certificate = certify_student(
         plain, split_a=split_a, split_b=plain.encoder.encode(words(900, 2)), temperatures=temperatures, promise=PROMISE
     )
@@ -101,4 +103,15 @@ def test_the_served_student_keeps_the_certificate_on_other_rows(
 def test_gold_labels_set_the_last_temperature(student: Student) -> None:
     encoded = student.encoder.encode(words(200, 4))
     wrong_half = [i % 3 for i in range(200)]
-    assert temperatures_of(student, encoded, gold=wrong_half)[-1] > 1.5
+    assert temperatures_of(student, encoded, gold=wrong_half).exits[-1] > 1.5
+
+
+def test_gold_labels_set_the_scores_of_inner_exits_and_not_who_leaves(student: Student) -> None:
+    encoded = student.encoder.encode(words(200, 4))
+    wrong_half = [i % 3 for i in range(200)]
+    found, without = temperatures_of(student, encoded, gold=wrong_half), temperatures_of(student, encoded)
+    assert found.exits[:-1] == without.exits[:-1]
+    assert found.scores[-1] is None
+    for confidence, score in zip(found.exits[:-1], found.scores[:-1], strict=True):
+        assert score is not None
+        assert score > confidence

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from models.evaluate.metrics import calibration_error
-from models.evaluate.temperature import BOUNDS, fit_temperature, fit_temperatures
+from models.evaluate.temperature import BOUNDS, fit_score_temperatures, fit_temperature, fit_temperatures
 
 
 def drawn(temperature: float, rows: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +61,14 @@ def test_without_gold_the_last_exit_keeps_one() -> None:
     assert fit_temperatures([logits, logits], gold=np.full(100, -1))[1] == 1.0
     some = np.where(np.arange(100) < 60, labels, -1)
     assert fit_temperatures([logits, logits], gold=some)[1] == fit_temperature(logits[:60], labels[:60])
+
+
+def test_the_scores_of_inner_exits_are_fitted_to_gold() -> None:
+    logits, labels = drawn(2.0)
+    inner = np.random.default_rng(2).normal(0, 1, logits.shape)
+    assert fit_score_temperatures([inner, logits], gold=labels) == (fit_temperature(inner, labels), None)
+    assert fit_score_temperatures([inner, logits]) == (None, None)
+    assert fit_score_temperatures([inner, logits], gold=np.full(len(labels), -1)) == (None, None)
 
 
 def test_no_rows_are_refused() -> None:

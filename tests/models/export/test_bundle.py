@@ -90,8 +90,24 @@ def test_finishing_adds_what_was_found_and_may_be_repeated(tmp_path: Path, parts
     assert Student(bundle).policy("default").thresholds == (0.9, None)
 
 
+def test_only_what_has_temperatures_of_scores_needs_a_reader_that_knows_them(tmp_path: Path, parts: BundleParts):
+    draft = write_draft(tmp_path / "draft", parts).path
+    assert load_bundle(draft).manifest.format == "1.0"
+    assert b"score_temperature" not in (draft / "manifest.json").read_bytes()
+    manifest = finalise(draft, score_temperatures={"layer-0": 1.7, "layer-1": None}).manifest
+    assert manifest.format == "1.1"
+    assert [leave.score_temperature for leave in manifest.exits] == [1.7, None, None]
+    assert [leave.answer_temperature for leave in manifest.exits] == [1.7, 1.0, 1.0]
+    assert [leave.temperature for leave in manifest.exits] == [1.0, 1.0, 1.0]
+    assert (draft / "manifest.json").read_bytes().count(b"score_temperature") == 1
+    assert load_bundle(draft).manifest == manifest
+    assert finalise(draft, score_temperatures={"layer-0": None}).manifest.format == "1.0"
+
+
 def test_a_temperature_for_no_exit_is_an_error(tmp_path: Path, parts: BundleParts):
     draft = write_draft(tmp_path / "draft", parts).path
+    with pytest.raises(ValueError, match="no exit 'elsewhere'"):
+        finalise(draft, score_temperatures={"elsewhere": 2.0})
     with pytest.raises(ValueError, match="no exit 'elsewhere'"):
         finalise(draft, temperatures={"elsewhere": 2.0})
 
