@@ -30,6 +30,7 @@ from models.refresh.same_version import same_student
 from models.refresh.training import texts_of
 from models.report.addition import Addition, section, with_section
 from models.report.card import FILE, GateResult
+from models.report.frontier_section import with_frontier_of
 from service.bundle.load import Bundle, load_manifest
 from service.bundle.manifest import Certificate, ExitShares, Manifest, Provenance, Quality, is_newer_minor
 from service.store.store import Resolved, Store
@@ -255,6 +256,7 @@ def _origin(work: _Work) -> str:
 def _write_card(folder: Path, before: Bundle, additions: Sequence[Addition]) -> None:
     old = before.path / FILE
     text = old.read_text(encoding="utf-8") if FILE in before.manifest.files else f"# {before.manifest.name}\n"
+    text = with_frontier_of(text, int(before.path.name))
     for addition in additions:
         text = with_section(text, section(before.manifest, addition))
     folder.mkdir()

@@ -10,6 +10,7 @@ PICTURE: Final = "card/frontier.png"
 
 _HEADING: Final = "## Frontier"
 _SECTION = re.compile(rf"^{_HEADING}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_MEASURED_AS: Final = "Measured as version"
 _BEFORE: Final = "\n## Gates\n"
 
 
@@ -49,6 +50,24 @@ def with_frontier(card: str, section: str) -> str:
     without = _SECTION.sub("", card)
     before, found, after = without.partition(_BEFORE)
     return f"{before.rstrip()}\n\n{section}\n{found}{after}"
+
+
+def with_frontier_of(card: str, version: int) -> str:
+    """A card that was copied to a later version of the same student: its section says which version it was measured as.
+
+    >>> copied = with_frontier_of("# a\\n\\n## Frontier\\n\\nall\\n", 3)
+    >>> copied
+    '# a\\n\\n## Frontier\\n\\nMeasured as version 3, which has the same graphs and exits.\\n\\nall\\n'
+    >>> with_frontier_of(copied, 4) == copied
+    True
+    """
+    found = frontier_of(card)
+    if found is None or f"\n\n{_MEASURED_AS}" in found:
+        return card
+    body = found.removeprefix(_HEADING).lstrip()
+    return with_frontier(
+        card, f"{_HEADING}\n\n{_MEASURED_AS} {version}, which has the same graphs and exits.\n\n{body}"
+    )
 
 
 def frontier_of(card: str) -> str | None:

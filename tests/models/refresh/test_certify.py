@@ -21,11 +21,13 @@ from models.evaluate.scores import exit_logits, exit_rows, labels_of
 from models.evaluate.variants import BackendRefused, Variant, backend_libraries, require_backends
 from models.recipe.read import read_recipe
 from models.refresh import certify as job
+from models.refresh.card_files import replace_card_files
 from models.refresh.certify import NotCertifiable, Wish, certify
 from models.refresh.certify_command import command
 from models.refresh.job import Published
 from models.refresh.progress import Reporter
 from models.refresh.proving import certificates_of
+from models.report.frontier_section import with_frontier
 from service.bundle.load import Bundle
 from service.bundle.manifest import dump_manifest
 from service.errors import GoldenMismatch, UnknownVersion
@@ -114,6 +116,16 @@ def test_quality_provenance_and_card_say_what_was_added(place: Place, louder: st
     assert "| risk 0.1, int8 on louder |" in card
     assert layers_of(after.manifest) == (0, 1)
     assert "gate: company, int8 on louder" in place.said.getvalue()
+
+
+def test_a_frontier_on_the_card_says_which_version_it_was_measured_as(place: Place, louder: str) -> None:
+    bundle = place.open(1)
+    card = with_frontier((bundle.path / "card.md").read_text(), "## Frontier\n\nThis version beside others.")
+    assert replace_card_files(bundle, {"card.md": card.encode()})
+    place.certify(louder)
+    copied = (place.open(2).path / "card.md").read_text()
+    assert "## Frontier\n\nMeasured as version 1, which has the same graphs and exits.\n\nThis version" in copied
+    assert "Measured as version" not in (place.open(1).path / "card.md").read_text()
 
 
 def test_what_the_refresh_certified_is_certified_alike_later(place: Place) -> None:
