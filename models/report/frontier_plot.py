@@ -19,7 +19,8 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 _MARKERS = "osD^v<>P"
 _PALETTE: Final = 128
 _NEAR: Final = 1.25
-"""Points whose costs differ by less stand so close that their names are written on two sides of them."""
+"""Points whose costs differ by less stand so close that those of one student share a name, and those of two have theirs
+on two sides."""
 
 
 def plot_comparison(path: Path, found: Comparison) -> None:
@@ -52,7 +53,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def _axes(panel: Any, found: Comparison) -> None:
     panel.set_xscale("log")
-    panel.margins(x=0.1, y=0.1)
+    panel.margins(x=0.2, y=0.1)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
@@ -121,11 +122,32 @@ def _line_of_frontier(panel: Any, points: Sequence[Point]) -> None:
     costs, values = [point.cost for point in points], [point.value for point in points]
     label = "worth shipping (filled)"
     panel.plot(costs, values, color="black", linewidth=1.2, alpha=0.6, drawstyle="steps-post", label=label)
-    before, above = 0.0, False
-    for point in points:
-        above = not above or point.cost > before * _NEAR
-        before = point.cost
-        # names are in the legend; full depth is the one without a word
-        text = "" if point.setting == FULL_DEPTH else point.setting
+    above, groups = False, _close_together(points)
+    for before, group in zip([None, *groups], groups, strict=False):
+        above = not above or before is None or group[0].cost > before[-1].cost * _NEAR
         place: dict[str, Any] = {"xytext": (-5, 5), "ha": "right"} if above else {"xytext": (5, -13), "ha": "left"}
-        panel.annotate(text, (point.cost, point.value), textcoords="offset points", fontsize=9, **place)
+        at = group[0] if above else group[-1]
+        panel.annotate(_settings(group), (at.cost, at.value), textcoords="offset points", fontsize=9, **place)
+
+
+def _close_together(points: Sequence[Point]) -> list[list[Point]]:
+    """Points of a frontier, cheapest first, in groups of one student that stand too close for a name each."""
+    groups: list[list[Point]] = []
+    for point in points:
+        last = groups[-1][-1] if groups else None
+        if last is not None and last.name == point.name and point.cost <= last.cost * _NEAR:
+            groups[-1].append(point)
+        else:
+            groups.append([point])
+    return groups
+
+
+def _settings(group: Sequence[Point]) -> str:
+    """What a group's points are set to: names are in the legend, and full depth is the one without a word.
+
+    >>> _settings([Point("a", setting="risk 0.05"), Point("a", setting="risk 0.01"), Point("a", setting="full depth")])
+    'risk 0.05, 0.01'
+    """
+    settings = [point.setting for point in group if point.setting != FULL_DEPTH]
+    first, *others = settings or [""]
+    return ", ".join([first, *(setting.removeprefix("risk ") for setting in others)])
