@@ -69,8 +69,10 @@ class _Draft:
 
 
 def start_embed(recipe: EmbedRecipe, cache: StepCache, reporter: Reporter) -> EmbedRun:
-    """Read and cut the texts. Raises: as `prepare_texts` does."""
+    """Read and cut the texts, and see that the student fits its teacher. Raises: as `prepare_texts` and `check_shape`
+    do; TeacherInvalid."""
     splits = prepare_texts(recipe)
+    check_shape(recipe, embed_teacher(recipe))
     counts = ", ".join(f"{name} {len(getattr(splits, name)):,}" for name in ("train", "gate", "dev", "test"))
     reporter.say(f"data: {counts}")
     for note in splits.notes:
@@ -92,7 +94,6 @@ def refresh_embed(
     """
     run = start_embed(recipe, cache, reporter)
     teacher = embed_teacher(recipe)
-    check_shape(recipe, teacher)
     draft = _draft(run, teacher)
     gates = _gates(run, teacher, draft)
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
@@ -103,7 +104,6 @@ def refresh_embed(
 def embed_draft(run: EmbedRun) -> Drafted:
     """The student, held to no gate and published nowhere (cached steps). Raises: OfflineError."""
     teacher = embed_teacher(run.recipe)
-    check_shape(run.recipe, teacher)
     return Drafted(_draft(run, teacher).bundle, teacher, teacher_name(run.recipe, teacher))
 
 

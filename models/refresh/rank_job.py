@@ -30,7 +30,14 @@ from models.refresh.gating import pass_gates
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published, publish, teacher_name
 from models.refresh.rank_packing import RankDraft, make_rank_draft
-from models.refresh.rank_training import RankRun, cost_lines, first_teacher, make_ranker, make_ranking_teacher
+from models.refresh.rank_training import (
+    RankRun,
+    check_start,
+    cost_lines,
+    first_teacher,
+    make_ranker,
+    make_ranking_teacher,
+)
 from models.report.card import GateResult
 from models.report.rank_card import (
     RankCard,
@@ -55,13 +62,14 @@ _COMPANY_SHARE = 0.02
 def start_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> RankRun:
     """Read and cut the data, and say what training will cost.
 
-    Raises: RecipeInvalid: a gate needs a baseline that the teacher cannot give; TeacherInvalid; and as
-        `prepare_rankings` does.
+    Raises: RecipeInvalid: a gate needs a baseline that the teacher cannot give, or the student does not fit the
+        teacher; TeacherInvalid; and as `prepare_rankings` does.
     """
     run = RankRun(recipe, prepare_rankings(recipe), cache, reporter)
     splits = run.splits
     if BI_ENCODER in recipe.gates.beats and not isinstance(first_teacher(recipe).network, MeanPooled):
         raise RecipeInvalid("gates.beats: bi-encoder: the teacher is no bare encoder, and gives no embeddings")
+    check_start(recipe)
     train = sum(len(each.answered) + len(each.unanswered) for each in splits.train)
     counts = {"dev": len(splits.dev), "calibration": len(splits.calibration), "gate": len(splits.gate)}
     counts |= {f"test {name}": len(rankings) for name, rankings in splits.tests.items()}

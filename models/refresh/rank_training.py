@@ -179,7 +179,8 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
             scores = label(teacher, asked, directory=run.labels, progress=progress)[:, 0]
         ordered, theirs = _best_first(scored, scores)
         trimmed = _trimmed(recipe.student, teacher, pairs)
-        student = _new_student(recipe, teacher, trimmed, lists)
+        sample = _sample(lists, trimmed, max_tokens=recipe.student.max_tokens)
+        student = _new_student(recipe, teacher, trimmed, sample)
         _learn_states(run, student, teacher, trimmed, pairs, folder)
         tokens = _in_lists(recipe.student, trimmed, graded(ordered))
         with run.reporter.step("student") as progress, diverging():
@@ -208,14 +209,22 @@ def _trimmed(settings: RankShape, teacher: Teacher, pairs: Sequence[tuple[str, s
     return trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
 
 
-def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, lists: Sequence[Ranking]) -> Ranker:
+def check_start(recipe: RankRecipe) -> None:
+    """Make the student once with two tokens, so that a shape that does not fit is refused before hours go by.
+
+    Raises: RecipeInvalid, TeacherInvalid.
+    """
+    first, two = first_teacher(recipe), torch.arange(2)[None]
+    seen = Sample(*((Padded(two, torch.ones_like(two), torch.full_like(two, side)),) for side in (0, 1)))
+    _new_student(recipe, first, Trimmed(first.tokenizer_json, np.arange(2)), seen)
+
+
+def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, sample: Sample) -> Ranker:
     settings = recipe.student
     if isinstance(settings, BiEncoderStudent):
         # subtle: a sentence encoder's vectors can be compared; tuned to read pairs, it was trained for something else
         teacher = first_teacher(recipe)
     state, heads = teacher.encoder_state(), int(teacher.config.num_attention_heads)
-    if not isinstance(settings, RankStudent):
-        sample = _sample(lists, trimmed, max_tokens=settings.max_tokens)
     if isinstance(settings, BiEncoderStudent):
         return new_bi_encoder(
             settings, trimmed=trimmed, state=state, teacher_heads=heads, sample=sample, seed=recipe.seed

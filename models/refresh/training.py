@@ -104,6 +104,28 @@ def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
         raise RecipeInvalid(f"{where}: student.local_features is for single texts")
 
 
+def check_start(recipe: ClassifyRecipe, *, n_labels: int, pairs: bool) -> None:
+    """Make the student once with two tokens, so that a shape that does not fit is refused before hours go by.
+
+    Raises: RecipeInvalid: as `new_student` does; TeacherInvalid.
+    """
+    teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
+    two = Trimmed(teacher.tokenizer_json, np.arange(2))
+    _new_student(recipe, teacher, two, n_labels=n_labels, pairs=pairs)
+
+
+def _new_student(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed, *, n_labels: int, pairs: bool) -> Student:
+    return new_student(
+        recipe.student,
+        n_labels=n_labels,
+        trimmed=trimmed,
+        state=teacher.encoder_state(),
+        seed=recipe.seed,
+        pairs=pairs,
+        teacher_heads=int(teacher.config.num_attention_heads),
+    )
+
+
 def takes_pairs(splits: Splits) -> bool:
     """Whether the rows are pairs; they all are, or none is."""
     return splits.train[0].text_pair is not None
@@ -198,15 +220,7 @@ def make_student(run: Run, teacher: Teacher, texts: Sequence[Text], gold: npt.ND
     def make(folder: Path) -> None:
         logits = run.labels_of(teacher, texts)
         trimmed = _vocabulary(recipe, teacher, texts)
-        student = new_student(
-            recipe.student,
-            n_labels=len(run.splits.labels),
-            trimmed=trimmed,
-            state=teacher.encoder_state(),
-            seed=recipe.seed,
-            pairs=takes_pairs(run.splits),
-            teacher_heads=int(teacher.config.num_attention_heads),
-        )
+        student = _new_student(recipe, teacher, trimmed, n_labels=len(run.splits.labels), pairs=takes_pairs(run.splits))
         tokens = tokenise(trimmed.tokenizer_json, texts, max_tokens=sequence_tokens(recipe.student))
         with run.reporter.step("student") as progress, diverging():
             distil(

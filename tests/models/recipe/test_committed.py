@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from models.recipe.classify import ClassifyRecipe
+from models.recipe.embed import EmbedRecipe
+from models.recipe.rank import RankRecipe
 from models.recipe.read import read_recipe
+from models.refresh.embed_training import check_shape, embed_teacher
+from models.refresh.rank_training import check_start as check_rank_start
+from models.refresh.training import check_start
 
 RECIPES = sorted((Path(__file__).parents[3] / "models" / "recipes").glob("*.yaml"))
 
@@ -39,6 +45,18 @@ def named(name: str) -> Path:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_is_valid_and_named_as_its_file(path: Path):
     assert read_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_its_student_fits_its_teacher(path: Path):
+    recipe = read_recipe(path)
+    if isinstance(recipe, ClassifyRecipe):
+        check_start(recipe, n_labels=2, pairs=path.stem.startswith("paraphrase"))
+    elif isinstance(recipe, RankRecipe):
+        check_rank_start(recipe)
+    else:
+        assert isinstance(recipe, EmbedRecipe)
+        check_shape(recipe, embed_teacher(recipe))
 
 
 @pytest.mark.parametrize(("shipped", "other"), SAME_ROWS, ids=lambda name: name)

@@ -159,10 +159,13 @@ def test_a_dry_run_says_what_it_costs(made: Path, tmp_path: Path) -> None:
     assert "cost: teacher, scores for the student: " in log.getvalue()
 
 
-def test_more_heads_than_the_teachers_are_refused(made: Path, tmp_path: Path) -> None:
+def test_more_heads_than_the_teachers_are_refused_before_anything_is_made(made: Path, tmp_path: Path) -> None:
     recipe = read_recipe(made / "recipe.yaml", overrides=("student.heads=4",))
     with pytest.raises(RecipeInvalid, match=r"student\.heads: 4, the teacher's layers have 2"):
-        refresh(recipe, store=tmp_path / "s", cache=StepCache(made / "runs"), seeds=1, reporter=Reporter(io.StringIO()))
+        refresh(
+            recipe, store=tmp_path / "s", cache=StepCache(tmp_path / "r"), seeds=1, reporter=Reporter(io.StringIO())
+        )
+    assert list((tmp_path / "r").iterdir()) == []
 
 
 def test_a_finished_cross_encoder_gives_no_vectors_to_learn(made: Path) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from models.errors import DataInvalid, GateFailed, RecipeInvalid
 from models.evaluate.variants import BackendRefused
@@ -127,6 +128,29 @@ def test_test_rows_that_are_the_training_rows_are_refused(make_recipe: MakeRecip
     (tmp_path / "data" / "test.jsonl").write_bytes((tmp_path / "data" / "train.jsonl").read_bytes())
     with pytest.raises(RecipeInvalid, match="train file too"):
         Job(path, tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (
+            {"layers": 3, "teacher_layers": [0, 1, 2], "exits": [3]},
+            r"student\.teacher_layers: the teacher has no layer 2",
+        ),
+        ({"heads": 4, "attention_width": 32}, r"student\.heads: 4 of width 8 from the teacher's 2 of width 8"),
+        ({"feed_forward": 4096}, r"student\.feed_forward: more than the teacher's \d+"),
+        ({"max_tokens": 512}, r"student\.max_tokens: 512 is over the teacher's \d+ positions"),
+    ],
+)
+def test_a_student_that_does_not_fit_its_teacher_is_refused_before_that_is_trained(job: Job, student: dict, said: str):
+    wanted = {"layers": 1, "teacher_layers": [0], "hidden": 16, "heads": 2, "feed_forward": 16, "max_tokens": 16}
+    wanted |= {"embeddings": "teacher", "initialise": "teacher-layers", "exits": [1], **student}
+    changed = yaml.safe_load(job.recipe.read_text()) | {"student": wanted}
+    job.recipe.write_text(yaml.safe_dump(changed))
+    with pytest.raises(RecipeInvalid, match=said):
+        job.run()
+    assert not (job.runs / "teacher").exists()
+    assert not job.store.exists()
 
 
 def test_one_label_is_refused(make_recipe: MakeRecipe, tmp_path: Path):

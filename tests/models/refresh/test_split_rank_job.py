@@ -138,7 +138,10 @@ def test_a_second_run_makes_nothing_anew(made: Path) -> None:
     assert all(receipt.cached for receipt in cache.receipts)
 
 
-def test_more_heads_than_the_teachers_are_refused(made: Path, tmp_path: Path) -> None:
+def test_more_heads_than_the_teachers_are_refused_before_anything_is_made(made: Path, tmp_path: Path) -> None:
     recipe = read_recipe(made / "recipe.yaml", overrides=("student.joined_heads=4",))
     with pytest.raises(RecipeInvalid, match=r"student\.joined_heads: 4, the teacher's layers have 2"):
-        refresh(recipe, store=tmp_path / "s", cache=StepCache(made / "runs"), seeds=1, reporter=Reporter(io.StringIO()))
+        refresh(
+            recipe, store=tmp_path / "s", cache=StepCache(tmp_path / "r"), seeds=1, reporter=Reporter(io.StringIO())
+        )
+    assert list((tmp_path / "r").iterdir()) == []
