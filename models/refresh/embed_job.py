@@ -32,7 +32,7 @@ from models.refresh.embed_packing import Packed, pack
 from models.refresh.embed_training import (
     EmbedRun,
     TrainedEmbedder,
-    check_shape,
+    check_start,
     embed_teacher,
     make_embedder,
     unit_vectors,
@@ -69,15 +69,20 @@ class _Draft:
 
 
 def start_embed(recipe: EmbedRecipe, cache: StepCache, reporter: Reporter) -> EmbedRun:
-    """Read and cut the texts, and see that the student fits its teacher. Raises: as `prepare_texts` and `check_shape`
-    do; TeacherInvalid."""
+    """Read and cut the texts. Raises: as `prepare_texts` does."""
     splits = prepare_texts(recipe)
-    check_shape(recipe, embed_teacher(recipe))
     counts = ", ".join(f"{name} {len(getattr(splits, name)):,}" for name in ("train", "gate", "dev", "test"))
     reporter.say(f"data: {counts}")
     for note in splits.notes:
         reporter.say(f"data: {note}")
     return EmbedRun(recipe, splits, cache, reporter)
+
+
+def check_embed(recipe: EmbedRecipe, cache: StepCache, reporter: Reporter) -> None:
+    """Say what the data hold, and see that the student fits its teacher. Raises: as `start_embed` and `check_start`
+    do; TeacherInvalid."""
+    start_embed(recipe, cache, reporter)
+    check_start(recipe, embed_teacher(recipe))
 
 
 def refresh_embed(
@@ -94,6 +99,7 @@ def refresh_embed(
     """
     run = start_embed(recipe, cache, reporter)
     teacher = embed_teacher(recipe)
+    check_start(recipe, teacher)
     draft = _draft(run, teacher)
     gates = _gates(run, teacher, draft)
     others = [recipe.model_copy(update={"seed": recipe.seed + more}) for more in range(1, seeds)]
@@ -104,6 +110,7 @@ def refresh_embed(
 def embed_draft(run: EmbedRun) -> Drafted:
     """The student, held to no gate and published nowhere (cached steps). Raises: OfflineError."""
     teacher = embed_teacher(run.recipe)
+    check_start(run.recipe, teacher)
     return Drafted(_draft(run, teacher).bundle, teacher, teacher_name(run.recipe, teacher))
 
 

@@ -61,7 +61,7 @@ def embed_teacher(recipe: EmbedRecipe) -> Teacher:
     return load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
 
 
-def check_shape(recipe: EmbedRecipe, teacher: Teacher) -> None:
+def check_start(recipe: EmbedRecipe, teacher: Teacher) -> None:
     """Make the student once with two tokens, so that a shape that does not fit is refused before anything is made.
 
     Raises: RecipeInvalid: a prefix as long as the embedding, or as `new_embedder` and `new_static` do.

@@ -124,18 +124,23 @@ def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
     return Run(recipe, splits, cache, reporter)
 
 
+def check(recipe: ClassifyRecipe, reporter: Reporter) -> None:
+    """Say what the data hold, and see that the student fits its teacher. Raises: as `read` and `check_start` do."""
+    splits = read(recipe, reporter)
+    check_start(recipe, n_labels=len(splits.labels), pairs=takes_pairs(splits))
+
+
 def read(recipe: ClassifyRecipe, reporter: Reporter) -> Splits:
     """Read and cut the data, and say what they hold.
 
-    Raises: RecipeInvalid: not a classify recipe, or its student does not fit the rows or the teacher; TeacherInvalid;
-        BackendRefused: `exits.backends`; and as `prepare` does.
+    Raises: RecipeInvalid: not a classify recipe, or its student does not fit the rows; BackendRefused:
+        `exits.backends`; and as `prepare` does.
     """
     require_backends(recipe.exits.backends, where="exits.backends")
     if recipe.task != "classify":
         raise RecipeInvalid(f"task: {recipe.task}: the refresh job makes classify students")
     splits = prepare(recipe)
     check_shape(recipe, splits)
-    check_start(recipe, n_labels=len(splits.labels), pairs=takes_pairs(splits))
     rows = {split: len(getattr(splits, split)) for split in ("train", "dev", "calibration", "gate", "test")}
     reporter.say("data: " + ", ".join(f"{split} {count:,}" for split, count in rows.items()))
     for note in splits.notes:

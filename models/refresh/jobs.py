@@ -8,20 +8,23 @@ from models.recipe.parts import Recipe
 from models.recipe.rank import RankRecipe
 from models.refresh import job
 from models.refresh.cache import StepCache
-from models.refresh.embed_job import refresh_embed, start_embed
+from models.refresh.embed_job import check_embed, refresh_embed
 from models.refresh.progress import Reporter
 from models.refresh.publishing import Published
 from models.refresh.rank_job import check_rank, refresh_rank
 
 
 def check(recipe: Recipe, cache: StepCache, reporter: Reporter) -> None:
-    """Read the recipe's data and say what they hold. Raises: OfflineError: recipe or data are wrong."""
+    """Read the recipe's data and say what they hold, and see that its student fits its teacher.
+
+    Raises: OfflineError: recipe, data or teacher are wrong.
+    """
     if isinstance(recipe, EmbedRecipe):
-        start_embed(recipe, cache, reporter)
+        check_embed(recipe, cache, reporter)
     elif isinstance(recipe, RankRecipe):
         check_rank(recipe, cache, reporter)
     else:
-        job.read(classify_recipe(recipe), reporter)
+        job.check(classify_recipe(recipe), reporter)
 
 
 def refresh(recipe: Recipe, *, store: Path, cache: StepCache, seeds: int, reporter: Reporter) -> Published:

@@ -62,14 +62,13 @@ _COMPANY_SHARE = 0.02
 def start_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> RankRun:
     """Read and cut the data, and say what training will cost.
 
-    Raises: RecipeInvalid: a gate needs a baseline that the teacher cannot give, or the student does not fit the
-        teacher; TeacherInvalid; and as `prepare_rankings` does.
+    Raises: RecipeInvalid: a gate needs a baseline that the teacher cannot give; TeacherInvalid; and as
+        `prepare_rankings` does.
     """
     run = RankRun(recipe, prepare_rankings(recipe), cache, reporter)
     splits = run.splits
     if BI_ENCODER in recipe.gates.beats and not isinstance(first_teacher(recipe).network, MeanPooled):
         raise RecipeInvalid("gates.beats: bi-encoder: the teacher is no bare encoder, and gives no embeddings")
-    check_start(recipe)
     train = sum(len(each.answered) + len(each.unanswered) for each in splits.train)
     counts = {"dev": len(splits.dev), "calibration": len(splits.calibration), "gate": len(splits.gate)}
     counts |= {f"test {name}": len(rankings) for name, rankings in splits.tests.items()}
@@ -81,8 +80,9 @@ def start_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> Rank
 
 
 def check_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> None:
-    """Say what the data hold and what training would cost. Raises: as `start_rank`."""
+    """Say what the data hold and what training would cost. Raises: as `start_rank` and `check_start` do."""
     run = start_rank(recipe, cache, reporter)
+    check_start(recipe)
     for line in cost_lines(run):
         reporter.say(f"cost: {line}")
 

@@ -84,8 +84,9 @@ def first_teacher(recipe: RankRecipe) -> Teacher:
 
 
 def make_ranking_teacher(run: RankRun) -> Teacher:
-    """The recipe's cross-encoder: as it is, or fine-tuned (a cached step)."""
+    """The recipe's cross-encoder: as it is, or fine-tuned (a cached step). Raises: as `check_start` does."""
     recipe, splits = run.recipe, run.splits
+    check_start(recipe)
     first, settings = first_teacher(recipe), recipe.teacher.fine_tune
     if settings is None:
         return first

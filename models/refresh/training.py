@@ -132,8 +132,9 @@ def takes_pairs(splits: Splits) -> bool:
 
 
 def make_teacher(run: Run) -> Teacher:
-    """The recipe's teacher: as it is, or fine-tuned (a cached step)."""
+    """The recipe's teacher: as it is, or fine-tuned (a cached step). Raises: as `check_start` does."""
     recipe, splits = run.recipe, run.splits
+    check_start(recipe, n_labels=len(splits.labels), pairs=takes_pairs(splits))
     settings = recipe.teacher.fine_tune
     if settings is None:
         teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)

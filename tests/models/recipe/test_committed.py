@@ -9,7 +9,8 @@ from models.recipe.classify import ClassifyRecipe
 from models.recipe.embed import EmbedRecipe
 from models.recipe.rank import RankRecipe
 from models.recipe.read import read_recipe
-from models.refresh.embed_training import check_shape, embed_teacher
+from models.refresh.embed_training import check_start as check_embed_start
+from models.refresh.embed_training import embed_teacher
 from models.refresh.rank_training import check_start as check_rank_start
 from models.refresh.training import check_start
 
@@ -56,7 +57,7 @@ def test_its_student_fits_its_teacher(path: Path):
         check_rank_start(recipe)
     else:
         assert isinstance(recipe, EmbedRecipe)
-        check_shape(recipe, embed_teacher(recipe))
+        check_embed_start(recipe, embed_teacher(recipe))
 
 
 @pytest.mark.parametrize(("shipped", "other"), SAME_ROWS, ids=lambda name: name)

@@ -24,7 +24,7 @@ from models.recipe.embed import EmbedRecipe
 from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache
 from models.refresh.cards import Target, put_on_card
-from models.refresh.embed_training import check_shape, embed_teacher, load_embedder, unit_vectors
+from models.refresh.embed_training import check_start, embed_teacher, load_embedder, unit_vectors
 from models.refresh.jobs import refresh
 from models.refresh.progress import Reporter
 from models.refresh.same_version import without_card
@@ -548,7 +548,7 @@ def test_the_shape_check_leaves_the_teacher_as_it_is(make_recipe: MakeRecipe) ->
     assert isinstance(recipe, EmbedRecipe)
     teacher = embed_teacher(recipe)
     before = teacher.digest()
-    check_shape(recipe, teacher)
+    check_start(recipe, teacher)
     assert teacher.digest() == before
 
 
