@@ -12,6 +12,8 @@ from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache, sole_user
 from models.refresh.jobs import check, refresh
 from models.refresh.progress import Reporter
+from models.teachers.fit import KEPT_BYTES
+from service.runtime.memory import keep_freed
 
 
 class WorkFailed(OfflineError):
@@ -33,6 +35,7 @@ def command(
 ) -> None:
     """Make a student by a recipe and publish it. Finished steps are reused; what changed is redone."""
     reporter = Reporter()
+    keep_freed(kept_bytes=KEPT_BYTES, one_heap=False)
     wanted = read_recipe(recipe, overrides=tuple(overrides or ()))
     try:
         with sole_user(runs):

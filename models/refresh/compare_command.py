@@ -25,6 +25,8 @@ from models.refresh.comparing import MOST_ROWS, Costing, Field, carded, compare
 from models.refresh.progress import Reporter
 from models.report.frontier import Comparison, comparison_page, marks
 from models.report.frontier_plot import plot_comparison
+from models.teachers.fit import KEPT_BYTES
+from service.runtime.memory import keep_freed
 
 PICTURE: Final = "compare.png"
 
@@ -68,6 +70,7 @@ def command(
     A recipe whose student cannot be made is listed as such, the exit status is 2, and no card is written.
     """
     reporter = Reporter()
+    keep_freed(kept_bytes=KEPT_BYTES, one_heap=False)
     field = Field(
         recipes=tuple(zip((path.name for path in recipes), _read(recipes, overrides or ()), strict=True)),
         store=store,

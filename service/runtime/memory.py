@@ -35,13 +35,16 @@ def trim() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def keep_freed() -> bool:
-    """Let the C library keep what this process frees, up to `KEPT_BYTES`, instead of giving it back at once.
+def keep_freed(*, kept_bytes: int = KEPT_BYTES, one_heap: bool = True) -> bool:
+    """Let the C library keep what this process frees, up to `kept_bytes`, instead of giving it back at once.
 
     Every run of a graph allocates and frees its tensors; pages that went back to the system come again one fault at a
-    time. Measured on a virtual machine, 3x384 student, mixed lengths: a tenth to a fifth more texts a second. All
-    threads share one heap: each keeping its own took a third more memory under the same load.
+    time. Measured on a virtual machine, 3x384 student, mixed lengths: a tenth to a fifth more texts a second.
 
+    Args:
+        kept_bytes: at most 2 GiB less one.
+        one_heap: whether all threads share one heap: each keeping its own took a third more memory in a server under
+            the same load. In training, whose threads allocate together, sharing one doubles the time.
     Returns: whether the C library took it; others than glibc do as they do.
     """
     if sys.platform != "linux":
@@ -50,7 +53,9 @@ def keep_freed() -> bool:
         adjust = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    wanted = {_M_MMAP_THRESHOLD: MAPPED_BYTES, _M_TRIM_THRESHOLD: KEPT_BYTES, _M_ARENA_MAX: 1}
+    wanted = {_M_MMAP_THRESHOLD: MAPPED_BYTES, _M_TRIM_THRESHOLD: kept_bytes}
+    if one_heap:
+        wanted[_M_ARENA_MAX] = 1
     taken = [bool(adjust(what, value)) for what, value in wanted.items()]
     return all(taken)
 

@@ -115,9 +115,10 @@ def test_a_system_that_does_not_say(tmp_path, text):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the knobs are glibc's")
-def test_freed_memory_is_kept_where_the_c_library_can():
+@pytest.mark.parametrize("how", ["", "kept_bytes=(1 << 31) - 1, one_heap=False"])
+def test_freed_memory_is_kept_where_the_c_library_can(how: str):
     done = subprocess.run(
-        [sys.executable, "-c", "from service.runtime.memory import keep_freed; print(keep_freed())"],
+        [sys.executable, "-c", f"from service.runtime.memory import keep_freed; print(keep_freed({how}))"],
         capture_output=True,
         text=True,
         check=True,
