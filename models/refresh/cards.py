@@ -11,7 +11,7 @@ from typing import Final
 from models.errors import DataInvalid
 from models.recipe.parts import Recipe
 from models.refresh.card_files import replace_card_files
-from models.refresh.same_version import same_student, without_card
+from models.refresh.same_version import answers_alike, without_card
 from models.report.card import FILE
 from models.report.frontier import Comparison
 from models.report.frontier_section import PICTURE, frontier_section, with_frontier
@@ -94,7 +94,7 @@ def require_same(targets: Sequence[Target], made: Mapping[str, Manifest]) -> Non
         drafted = made.get(target.point)
         if drafted is None:
             raise DataInvalid(f"--card {target.shown}: the student of its recipe, {target.point}, could not be made")
-        if not same_student(target.bundle.manifest, drafted):
+        if not answers_alike(target.bundle.manifest, drafted):
             raise DataInvalid(
                 f"--card {target.shown}: {target.point} in --runs was made by the same recipe, but its files are "
                 "others; give the version as --student too"

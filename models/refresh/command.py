@@ -31,7 +31,9 @@ def command(
     resume: Annotated[
         bool, typer.Option(help="Continue the step that was interrupted at its last checkpoint.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="Check recipe and data, say what they hold, make nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check recipe, data and teacher, say what they hold; make nothing.")
+    ] = False,
 ) -> None:
     """Make a student by a recipe and publish it. Finished steps are reused; what changed is redone."""
     reporter = Reporter()
@@ -42,7 +44,7 @@ def command(
             cache = StepCache(runs, resume=resume)
             if dry_run:
                 check(wanted, cache, reporter)
-                reporter.say("dry run: recipe and data are in order; nothing was made")
+                reporter.say("dry run: recipe, data and teacher are in order; nothing was made")
                 return
             published = refresh(wanted, store=store, cache=cache, seeds=seeds, reporter=reporter)
     except KeyboardInterrupt:

@@ -127,7 +127,7 @@ def start(recipe: ClassifyRecipe, cache: StepCache, reporter: Reporter) -> Run:
 def check(recipe: ClassifyRecipe, reporter: Reporter) -> None:
     """Say what the data hold, and see that the student fits its teacher. Raises: as `read` and `check_start` do."""
     splits = read(recipe, reporter)
-    check_start(recipe, n_labels=len(splits.labels), pairs=takes_pairs(splits))
+    check_start(recipe, labels=splits.labels, pairs=takes_pairs(splits))
 
 
 def read(recipe: ClassifyRecipe, reporter: Reporter) -> Splits:

@@ -82,7 +82,7 @@ def start_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> Rank
 def check_rank(recipe: RankRecipe, cache: StepCache, reporter: Reporter) -> None:
     """Say what the data hold and what training would cost. Raises: as `start_rank` and `check_start` do."""
     run = start_rank(recipe, cache, reporter)
-    check_start(recipe)
+    check_start(recipe, first_teacher(recipe))
     for line in cost_lines(run):
         reporter.say(f"cost: {line}")
 

@@ -86,8 +86,8 @@ def first_teacher(recipe: RankRecipe) -> Teacher:
 def make_ranking_teacher(run: RankRun) -> Teacher:
     """The recipe's cross-encoder: as it is, or fine-tuned (a cached step). Raises: as `check_start` does."""
     recipe, splits = run.recipe, run.splits
-    check_start(recipe)
     first, settings = first_teacher(recipe), recipe.teacher.fine_tune
+    check_start(recipe, first)
     if settings is None:
         return first
     lists, dev = teacher_lists(run), _spread(splits.dev, settings.dev_queries)
@@ -181,7 +181,9 @@ def make_ranker(run: RankRun, teacher: Teacher) -> TrainedRanker:
         ordered, theirs = _best_first(scored, scores)
         trimmed = _trimmed(recipe.student, teacher, pairs)
         sample = _sample(lists, trimmed, max_tokens=recipe.student.max_tokens)
-        student = _new_student(recipe, teacher, trimmed, sample)
+        # subtle: a sentence encoder's vectors can be compared; tuned to read pairs, it was trained for something else
+        begins = first_teacher(recipe) if isinstance(recipe.student, BiEncoderStudent) else teacher
+        student = _new_student(recipe, begins, trimmed, sample)
         _learn_states(run, student, teacher, trimmed, pairs, folder)
         tokens = _in_lists(recipe.student, trimmed, graded(ordered))
         with run.reporter.step("student") as progress, diverging():
@@ -210,21 +212,20 @@ def _trimmed(settings: RankShape, teacher: Teacher, pairs: Sequence[tuple[str, s
     return trim_tokenizer(teacher.tokenizer_json, texts, min_count=settings.vocabulary_min_count)
 
 
-def check_start(recipe: RankRecipe) -> None:
-    """Make the student once with two tokens, so that a shape that does not fit is refused before hours go by.
+def check_start(recipe: RankRecipe, first: Teacher) -> None:
+    """Make the student once, with next to no vocabulary, so that what does not fit is refused before hours go by.
 
-    Raises: RecipeInvalid, TeacherInvalid.
+    Args:
+        first: the recipe's `first_teacher`.
+    Raises: RecipeInvalid.
     """
-    first, two = first_teacher(recipe), torch.arange(2)[None]
+    two = torch.arange(2)[None]
     seen = Sample(*((Padded(two, torch.ones_like(two), torch.full_like(two, side)),) for side in (0, 1)))
-    _new_student(recipe, first, Trimmed(first.tokenizer_json, np.arange(2)), seen)
+    _new_student(recipe, first, _trimmed(recipe.student, first, [("a", "a")]), seen)
 
 
 def _new_student(recipe: RankRecipe, teacher: Teacher, trimmed: Trimmed, sample: Sample) -> Ranker:
     settings = recipe.student
-    if isinstance(settings, BiEncoderStudent):
-        # subtle: a sentence encoder's vectors can be compared; tuned to read pairs, it was trained for something else
-        teacher = first_teacher(recipe)
     state, heads = teacher.encoder_state(), int(teacher.config.num_attention_heads)
     if isinstance(settings, BiEncoderStudent):
         return new_bi_encoder(

@@ -1,7 +1,7 @@
 """What makes two versions the same: the report card and the date are no part of it."""
 
 from models.report.card import FILE, FOLDER
-from service.bundle.manifest import Manifest
+from service.bundle.manifest import Exit, Manifest
 
 
 def is_card_file(file: str) -> bool:
@@ -29,6 +29,15 @@ def same_student(first: Manifest, second: Manifest) -> bool:
     alike = first.exits == second.exits and first.precisions == second.precisions
     files = {file for precision in first.precisions.values() for file in precision.files.values()}
     return alike and all(first.files[file] == second.files.get(file) for file in (*files, first.tokenizer.file))
+
+
+def answers_alike(first: Manifest, second: Manifest) -> bool:
+    """`same_student`, but for the temperatures of scores, which move no label and no exit."""
+    return same_student(*(each.model_copy(update={"exits": _unscored(each)}) for each in (first, second)))
+
+
+def _unscored(manifest: Manifest) -> tuple[Exit, ...]:
+    return tuple(leave.model_copy(update={"score_temperature": None}) for leave in manifest.exits)
 
 
 def has_additions(manifest: Manifest, made: Manifest) -> bool:

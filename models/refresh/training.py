@@ -104,14 +104,17 @@ def check_shape(recipe: ClassifyRecipe, splits: Splits) -> None:
         raise RecipeInvalid(f"{where}: student.local_features is for single texts")
 
 
-def check_start(recipe: ClassifyRecipe, *, n_labels: int, pairs: bool) -> None:
-    """Make the student once with two tokens, so that a shape that does not fit is refused before hours go by.
+def check_start(recipe: ClassifyRecipe, *, labels: Sequence[str], pairs: bool) -> None:
+    """Make the student once, with next to no vocabulary, so that what does not fit is refused before hours go by.
 
-    Raises: RecipeInvalid: as `new_student` does; TeacherInvalid.
+    Raises: RecipeInvalid: as `new_student` and `trim_tokenizer` do; TeacherInvalid: no teacher, or, where it is not
+        tuned, one without these labels.
     """
     teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
-    two = Trimmed(teacher.tokenizer_json, np.arange(2))
-    _new_student(recipe, teacher, two, n_labels=n_labels, pairs=pairs)
+    if recipe.teacher.fine_tune is None:
+        check_labels(teacher, labels)
+    trimmed = _vocabulary(recipe, teacher, ["a"])
+    _new_student(recipe, teacher, trimmed, n_labels=len(labels), pairs=pairs)
 
 
 def _new_student(recipe: ClassifyRecipe, teacher: Teacher, trimmed: Trimmed, *, n_labels: int, pairs: bool) -> Student:
@@ -134,12 +137,10 @@ def takes_pairs(splits: Splits) -> bool:
 def make_teacher(run: Run) -> Teacher:
     """The recipe's teacher: as it is, or fine-tuned (a cached step). Raises: as `check_start` does."""
     recipe, splits = run.recipe, run.splits
-    check_start(recipe, n_labels=len(splits.labels), pairs=takes_pairs(splits))
+    check_start(recipe, labels=splits.labels, pairs=takes_pairs(splits))
     settings = recipe.teacher.fine_tune
     if settings is None:
-        teacher = load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
-        check_labels(teacher, splits.labels)
-        return teacher
+        return load_teacher(recipe.teacher.source, max_tokens=recipe.student.max_tokens)
     inputs = {
         "step": TEACHER_STEP,
         "source": load_teacher(recipe.teacher.source).digest(),

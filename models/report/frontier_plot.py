@@ -126,16 +126,19 @@ def _line_of_frontier(panel: Any, points: Sequence[Point]) -> None:
     for before, group in zip([None, *groups], groups, strict=False):
         above = not above or before is None or group[0].cost > before[-1].cost * _NEAR
         place: dict[str, Any] = {"xytext": (-5, 5), "ha": "right"} if above else {"xytext": (5, -13), "ha": "left"}
-        at = group[0] if above else group[-1]
-        panel.annotate(_settings(group), (at.cost, at.value), textcoords="offset points", fontsize=9, **place)
+        # names are in the legend; full depth is the one without a word
+        named = [point for point in group if point.setting != FULL_DEPTH]
+        if named:
+            at = named[0] if above else named[-1]
+            panel.annotate(_settings(named), (at.cost, at.value), textcoords="offset points", fontsize=9, **place)
 
 
 def _close_together(points: Sequence[Point]) -> list[list[Point]]:
     """Points of a frontier, cheapest first, in groups of one student that stand too close for a name each."""
     groups: list[list[Point]] = []
     for point in points:
-        last = groups[-1][-1] if groups else None
-        if last is not None and last.name == point.name and point.cost <= last.cost * _NEAR:
+        first = groups[-1][0] if groups else None
+        if first is not None and first.name == point.name and point.cost <= first.cost * _NEAR:
             groups[-1].append(point)
         else:
             groups.append([point])
@@ -143,11 +146,10 @@ def _close_together(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _settings(group: Sequence[Point]) -> str:
-    """What a group's points are set to: names are in the legend, and full depth is the one without a word.
+    """What a group's points are set to.
 
-    >>> _settings([Point("a", setting="risk 0.05"), Point("a", setting="risk 0.01"), Point("a", setting="full depth")])
+    >>> _settings([Point("a", setting="risk 0.05"), Point("a", setting="risk 0.01")])
     'risk 0.05, 0.01'
     """
-    settings = [point.setting for point in group if point.setting != FULL_DEPTH]
-    first, *others = settings or [""]
+    first, *others = (point.setting for point in group)
     return ", ".join([first, *(setting.removeprefix("risk ") for setting in others)])

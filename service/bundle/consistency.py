@@ -104,8 +104,9 @@ def _check_exits(manifest: "Manifest") -> None:
         _require(
             leave.output in manifest.stage(leave.stage).outputs, f"exits: stage {leave.stage!r} has no {leave.output!r}"
         )
-        scored = leave.score_temperature is None or leave.output == "logits"
-        _require(scored, f"exits: {leave.id!r} has a score_temperature, which is for logits")
+        if leave.score_temperature is not None:
+            _require(leave.output == "logits", f"exits: {leave.id!r} has a score_temperature, which is for logits")
+            _require(manifest.format != "1.0", f"exits: {leave.id!r} has a score_temperature, which 1.0 has not")
     places = [order.index(leave.stage) for leave in manifest.exits]
     _require(places == sorted(set(places)), "exits: not in pipeline order, or two at one stage")
     depths = [leave.depth for leave in manifest.exits]

@@ -189,7 +189,7 @@ def label_answer(raw: Floats, *, temperature: float, labels: tuple[str, ...], to
 
     Args:
         raw: float32 [C], the logits of the exit it left at.
-        temperature: that exit's.
+        temperature: of that exit's scores (`answer_temperature`).
         labels: C names.
         top_k: how many labels to list; 0 lists none, more than C lists all.
     Raises:

@@ -12,6 +12,7 @@ from models.recipe.read import read_recipe
 from models.refresh.embed_training import check_start as check_embed_start
 from models.refresh.embed_training import embed_teacher
 from models.refresh.rank_training import check_start as check_rank_start
+from models.refresh.rank_training import first_teacher
 from models.refresh.training import check_start
 
 RECIPES = sorted((Path(__file__).parents[3] / "models" / "recipes").glob("*.yaml"))
@@ -52,12 +53,21 @@ def test_it_is_valid_and_named_as_its_file(path: Path):
 def test_its_student_fits_its_teacher(path: Path):
     recipe = read_recipe(path)
     if isinstance(recipe, ClassifyRecipe):
-        check_start(recipe, n_labels=2, pairs=path.stem.startswith("paraphrase"))
+        check_start(recipe, labels=("x", "y"), pairs=path.stem.startswith("paraphrase"))
     elif isinstance(recipe, RankRecipe):
-        check_rank_start(recipe)
+        check_rank_start(recipe, first_teacher(recipe))
     else:
         assert isinstance(recipe, EmbedRecipe)
         check_embed_start(recipe, embed_teacher(recipe))
+
+
+@pytest.mark.parametrize(
+    ("name", "override"), [("topic-ngram", "student.buckets=16"), ("topic", "student.ngram.buckets=16")]
+)
+def test_a_bag_of_few_buckets_fits_too(name: str, override: str):
+    recipe = read_recipe(named(name), overrides=(override,))
+    assert isinstance(recipe, ClassifyRecipe)
+    check_start(recipe, labels=("x", "y"), pairs=False)
 
 
 @pytest.mark.parametrize(("shipped", "other"), SAME_ROWS, ids=lambda name: name)

@@ -190,6 +190,9 @@ def test_a_recipe_whose_student_came_out_otherwise_is_refused(
     by_recipe = Target(target.bundle, "toy", by_recipe=True)
     require_same([by_recipe], {"toy": target.bundle.manifest})
     other = load_bundle(build_bundle(tmp_path / "other", task="embed")).manifest
+    early, *later = target.bundle.manifest.exits
+    scored = (early.model_copy(update={"score_temperature": 2.0}), *later)
+    require_same([by_recipe], {"toy": target.bundle.manifest.model_copy(update={"exits": scored})})
     with pytest.raises(DataInvalid, match="was made by the same recipe, but its files are others"):
         require_same([by_recipe], {"toy": other})
     with pytest.raises(DataInvalid, match="the student of its recipe, toy, could not be made"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 
 from models.evaluate.metrics import Interval
 from models.report.frontier import (
@@ -199,6 +200,25 @@ def test_known_passages_have_a_column_where_any_ranker_keeps_them(found: Compari
     assert "µs a pair, batch 32" in head
     assert "known passages" not in comparison_table(found)
     assert frontier(points) == (0, 1)
+
+
+def test_names_stand_beside_what_they_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Comparison) -> None:
+    """Close settings of one student share a name; full depth has none, and is not what a name stands beside."""
+    written: list[tuple[str, tuple[float, float]]] = []
+
+    def annotate(self: Axes, text: str, xy: tuple[float, float], **look: object) -> None:
+        written.append((text, xy))
+
+    monkeypatch.setattr(Axes, "annotate", annotate)
+    points = (
+        point("b", 0.80, 95.0),
+        point("a", 0.82, 100.0, setting="risk 0.05"),
+        point("a", 0.83, 105.0, setting="risk 0.01"),
+        point("a", 0.84, 115.0),
+        point("a", 0.85, 140.0, setting="risk 0.001"),
+    )
+    plot_comparison(tmp_path / "named.png", replace(found, points=points))
+    assert written == [("risk 0.05, 0.01", (105.0, 0.83)), ("risk 0.001", (140.0, 0.85))]
 
 
 @pytest.mark.filterwarnings("error")

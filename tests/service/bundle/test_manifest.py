@@ -121,6 +121,7 @@ WRONG_CLASSIFY: list[tuple[str, Change, str]] = [
     ("depth falls", put("exits", 0, "depth", value=1.5), "/exits/0/depth: "),
     ("last depth below 1", put("exits", 1, "depth", value=0.9), "must rise to 1.0"),
     ("temperature zero", put("exits", 0, "temperature", value=0), "/exits/0/temperature: "),
+    ("score temperature before 1.1", put("exits", 0, "score_temperature", value=2.0), "which 1.0 has not"),
     ("score temperature zero", put("exits", 0, "score_temperature", value=0), "/exits/0/score_temperature: "),
     ("wrong output for the task", put("exits", 0, "output", value="embedding"), "/exits|has no 'embedding'"),
     ("no precision", put("precisions", value={}), "/precisions: "),
