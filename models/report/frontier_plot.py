@@ -1,7 +1,7 @@
 """The picture of a comparison: quality against processor time, and the frontier's line; readable at 800 pixels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +19,12 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 _MARKERS = "osD^v<>P"
 _PALETTE: Final = 128
 _NEAR: Final = 1.25
-"""Points whose costs differ by less stand so close that those of one student share a name, and those of two have theirs
-on two sides."""
+"""Points whose costs differ by less stand so close that those of one student share a name, those of two have theirs on
+two sides, and those of a third have none."""
+_PLACES: Final[Mapping[str, dict[str, Any]]] = {
+    "above": {"xytext": (-5, 5), "ha": "right"},
+    "below": {"xytext": (5, -13), "ha": "left"},
+}
 
 
 def plot_comparison(path: Path, found: Comparison) -> None:
@@ -122,15 +126,18 @@ def _line_of_frontier(panel: Any, points: Sequence[Point]) -> None:
     costs, values = [point.cost for point in points], [point.value for point in points]
     label = "worth shipping (filled)"
     panel.plot(costs, values, color="black", linewidth=1.2, alpha=0.6, drawstyle="steps-post", label=label)
-    above, groups = False, _close_together(points)
-    for before, group in zip([None, *groups], groups, strict=False):
-        above = not above or before is None or group[0].cost > before[-1].cost * _NEAR
-        place: dict[str, Any] = {"xytext": (-5, 5), "ha": "right"} if above else {"xytext": (5, -13), "ha": "left"}
+    # subtle: where neither side has room the table must do; two names on top of each other say nothing
+    room = {"above": 0.0, "below": 0.0}
+    for group in _close_together(points):
+        side = next((side for side, taken in room.items() if group[0].cost > taken * _NEAR), None)
         # names are in the legend; full depth is the one without a word
         named = [point for point in group if point.setting != FULL_DEPTH]
-        if named:
-            at = named[0] if above else named[-1]
-            panel.annotate(_settings(named), (at.cost, at.value), textcoords="offset points", fontsize=9, **place)
+        if side is None or not named:
+            continue
+        room[side] = group[-1].cost
+        at = named[0] if side == "above" else named[-1]
+        place = _PLACES[side]
+        panel.annotate(_settings(named), (at.cost, at.value), textcoords="offset points", fontsize=9, **place)
 
 
 def _close_together(points: Sequence[Point]) -> list[list[Point]]:

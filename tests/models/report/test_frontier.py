@@ -203,7 +203,7 @@ def test_known_passages_have_a_column_where_any_ranker_keeps_them(found: Compari
 
 
 def test_names_stand_beside_what_they_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Comparison) -> None:
-    """Close settings of one student share a name; full depth has none, and is not what a name stands beside."""
+    """Close settings of one student share a name, and where there is no room there is none; full depth never has one."""
     written: list[tuple[str, tuple[float, float]]] = []
 
     def annotate(self: Axes, text: str, xy: tuple[float, float], **look: object) -> None:
@@ -216,9 +216,16 @@ def test_names_stand_beside_what_they_name(monkeypatch: pytest.MonkeyPatch, tmp_
         point("a", 0.83, 105.0, setting="risk 0.01"),
         point("a", 0.84, 115.0),
         point("a", 0.85, 140.0, setting="risk 0.001"),
+        point("b", 0.86, 141.0, setting="risk 0.01"),
+        point("c", 0.87, 142.0, setting="risk 0.02"),
+        point("c", 0.88, 190.0, setting="risk 0.01"),
     )
     plot_comparison(tmp_path / "named.png", replace(found, points=points))
-    assert written == [("risk 0.05, 0.01", (105.0, 0.83)), ("risk 0.001", (140.0, 0.85))]
+    assert written == [
+        ("risk 0.05, 0.01", (100.0, 0.82)),
+        ("risk 0.001", (140.0, 0.85)),
+        ("risk 0.01", (190.0, 0.88)),
+    ]
 
 
 @pytest.mark.filterwarnings("error")
