@@ -203,7 +203,7 @@ def test_known_passages_have_a_column_where_any_ranker_keeps_them(found: Compari
 
 
 def test_names_stand_beside_what_they_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Comparison) -> None:
-    """Close settings of one student share a name, and where there is no room there is none; full depth never has one."""
+    """Close settings of one student share a name; without room there is none; full depth never has one."""
     written: list[tuple[str, tuple[float, float]]] = []
 
     def annotate(self: Axes, text: str, xy: tuple[float, float], **look: object) -> None:
