@@ -120,7 +120,7 @@ def _ranked(served: Served, index: int, passage: Passage, end: Scored) -> Ranked
     leave = served.manifest.exits[end.exit_index]
     score = end.raw
     if leave.output == "score":
-        score = float(sigmoid(np.array(end.raw), temperature=leave.answer_temperature))
+        score = float(sigmoid(np.array(end.raw), temperature=leave.temperature))
     return Ranked(index, passage, score, end.raw, leave.id, leave.depth, end.reading)
 
 
