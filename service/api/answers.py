@@ -5,9 +5,8 @@ Numbers stay numpy float32 where they are many; orjson writes them in their shor
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -23,16 +22,14 @@ from service.runtime.heads import ExitPolicy, binary_embedding, embedding_answer
 from service.runtime.student import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """One item's end: what was read of it, or None where that failed, and its outcome or error."""
 
     encoded: Encoded | None
     end: Outcome | ServiceError
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """Of one request, in seconds: its items' longest wait and longest computation, and all of it."""
 
     queue_s: float
@@ -140,7 +137,8 @@ def as_json(document: dict[str, Any]) -> bytes:
 
 
 def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 3)
+    # subtle: what `round(seconds * 1e3, 3)` gives, in a third of its time
+    return int(seconds * 1e6 + 0.5) / 1e3
 
 
 def _located(place: int, error: ServiceError) -> ServiceError:

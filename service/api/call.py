@@ -1,6 +1,6 @@
 """What a request says beside its body: until when, how urgently, and whose it is."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.api.access import ANYONE, Caller
 from service.api.conversation import Exchange
@@ -14,8 +14,7 @@ DEADLINE = b"x-request-deadline-ms"
 _PRIORITIES: dict[bytes, Priority] = {b"high": "high", b"normal": "normal", b"low": "low"}
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """The circumstances of a request.
 
     Attributes:

@@ -1,7 +1,7 @@
 """What a request costs its caller: asked before it is run, taken when it has ended, however it ended."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.api.access import Access
 from service.api.call import Call
@@ -12,8 +12,7 @@ from service.runtime.joined import Unit
 from service.runtime.student import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(NamedTuple):
     """A request as its caller's quotas see it: `items` of so many `tokens` together, run by `policy`."""
 
     served: Served

@@ -6,7 +6,6 @@ text-embeddings-inference, and gets that server's bare list.
 
 import math
 import time
-from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
@@ -118,7 +117,7 @@ def _call(asked: Asked, body: RerankBody) -> Call:
     call = asked.call()
     if not body.priority or PRIORITY in exchange_of(asked.scope).headers:
         return call
-    return replace(call, priority="low")
+    return call._replace(priority="low")
 
 
 def _answer(asked: Asked, served: Served, body: RerankBody, ranking: Ranking) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from service.errors import Overloaded, ServiceError
 from service.metrics import UNKNOWN
 
 SHORT_TASKS = ("classify", "embed")
+# subtle: a union of types would be made anew for each request
+BODIES = (ClassifyBody, EmbedBody)
 
 # takes a status line, and what follows it: headers, an empty line, the body
 Answer = Callable[[bytes, bytes], None]
@@ -106,7 +108,7 @@ class Express:
             exchange.caller = service.access.caller(visit.head.scope)
         exchange.endpoint, exchange.model = visit.head.path, UNKNOWN
         body = parse(raw, route.body, max_items=service.settings.max_items)
-        assert isinstance(body, ClassifyBody | EmbedBody)
+        assert isinstance(body, BODIES)
         if len(body.inputs) > MANY_ITEMS or not are_short(body.inputs):
             return False
         served = service.students.find(body.model, route.task)

@@ -11,7 +11,7 @@ comes where it is named.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
@@ -223,7 +223,7 @@ def _call(asked: Asked, parameters: RequestParameters) -> Call:
     call = asked.call(parameters.timeout / 1e3 if parameters.timeout else None)
     if PRIORITY in exchange_of(asked.scope).headers or parameters.priority in (0, 2):
         return call
-    return replace(call, priority="high" if parameters.priority == 1 else "low")
+    return call._replace(priority="high" if parameters.priority == 1 else "low")
 
 
 def _wanted(body: InferRequest, columns: "_Columns") -> list[Output]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -45,8 +45,7 @@ class LeanRoute(APIRoute):
         return endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A request that is understood: by whom and how it is to be answered, and when it came (the loop's clock, s)."""
 
     service: Service

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.api.answers import Answered
 from service.api.charging import Bill
@@ -11,8 +12,7 @@ from service.runtime.heads import ExitPolicy
 from service.runtime.joined import Unit
 
 
-@dataclass(frozen=True, slots=True)
-class Inference:
+class Inference(NamedTuple):
     """What came of one request: each item's end, the policy applied, and the seconds it took."""
 
     policy: ExitPolicy

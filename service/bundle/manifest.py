@@ -7,6 +7,7 @@ newer major, or an entry of `requires` that is not known, is refused.
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -230,7 +231,7 @@ class Manifest(_Part):
                 return stage
         raise KeyError(stage_id)
 
-    @property
+    @cached_property
     def apart(self) -> int:
         """How many stages, the first ones, read each text of a pair by itself; 0 where nothing joins them after."""
         joined = (place for place, stage in enumerate(self.stages) if is_sided(stage.inputs.values()))

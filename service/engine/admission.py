@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.engine.forecast import Stretch
 from service.engine.item import ServedStudent
@@ -22,8 +22,7 @@ OVERTAKEN = 2.5
 CROWD_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A request at the door.
 
     Attributes:

@@ -137,10 +137,11 @@ class Encoder:
         Raises:
             InvalidInput: a string is not Unicode (lone surrogate), or is too long under "error"; names `/inputs/I`.
         """
-        encoded = [self._remembered(text) for text in texts]
+        cut_start = truncate == "start"
+        encoded = [self._remembered(text, cut_start) for text in texts]
         rest = [place for place, one in enumerate(encoded) if one is None]
         if rest:
-            cut = self._cut([texts[place] for place in rest], cut_start=truncate == "start", places=rest)
+            cut = self._cut([texts[place] for place in rest], cut_start=cut_start, places=rest)
             for place, one in zip(rest, cut, strict=True):
                 encoded[place] = one
         known = [one for one in encoded if one is not None]
@@ -148,15 +149,17 @@ class Encoder:
             self._refuse_long(known)
         return known
 
-    def _remembered(self, text: Text) -> Encoded | None:
-        """A single text of known words that is not too long; None: it is for the tokenizer."""
+    def _remembered(self, text: Text, cut_start: bool) -> Encoded | None:
+        """A single plain text, of remembered words; None: it is for the tokenizer."""
         if self._words is None or not isinstance(text, str):
             return None
         ids = self._words.ids(text)
-        if ids is None or not 0 < len(ids) <= self.max_tokens:
+        if ids is None or not len(ids):
             return None
-        tokens = len(ids)
-        return Encoded(ids, self._no_types[:tokens], tokens, tokens)
+        tokens, kept = len(ids), min(len(ids), self.max_tokens)
+        if kept < tokens:
+            ids = self._words.cut(ids, kept, start=cut_start)
+        return Encoded(ids, self._no_types[:kept], tokens, kept)
 
     def _cut(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
         """What the tokenizer makes of texts, `places` being theirs in the request."""

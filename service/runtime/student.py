@@ -5,7 +5,7 @@ B items, T tokens, C labels, E exits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from service.runtime.session import Execution, StageSession, load_sessions
 BF16_RTOL: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Where an item left, and what it left with.
 
     Attributes:

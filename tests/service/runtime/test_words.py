@@ -91,23 +91,48 @@ def test_tokenizers_of_other_kinds(tokenizer: Tokenizer) -> None:
     assert words_of(tokenizer) is None
 
 
-def test_no_more_words_are_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_WORDS", 3)
+def _noted(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[Words, list[str]]:
+    """Words of which each is one id, its length, and which were cut so far."""
+    monkeypatch.setattr(module, "MAX_CHUNKS", most)
     cut: list[str] = []
 
     def note(word: str) -> list[int]:
         cut.append(word)
         return [len(word)]
 
-    words = Words(note, around=([9], []), lowercase=True)
-    for text in ("a bb a", "A", "ccc", "dddd", "a"):
+    return Words(note, around=([9], []), lowercase=True), cut
+
+
+def test_words_of_two_halves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, cut = _noted(monkeypatch, most=3)
+    for text in ("a bb a", "A", "ccc", "dddd", "a", "eeeee", "ffffff", "a", "bb"):
         words.ids(text)
-    assert cut == ["a", "bb", "ccc", "dddd", "a"]
+        assert len(words._known) <= 3
+        assert len(words._known.older) <= 3
+    assert cut == ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "bb"]
+
+
+def test_long_words_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, cut = _noted(monkeypatch, most=3)
     for _ in range(2):
         found = words.ids("x" * 30)
         assert found is not None
         assert found.tolist() == [9, 30]
-    assert cut[-2:] == ["x" * 30] * 2
+    assert cut == ["x" * 30] * 2
+
+
+def test_a_piece_longer_than_a_word_may_be_is_no_word() -> None:
+    tokenizer = _bert()
+    tokenizer.model = models.WordPiece(
+        {**{token: number for number, token in enumerate(VOCABULARY)}, "longest": 999},
+        unk_token="[UNK]",
+        max_input_chars_per_word=6,
+    )
+    words = words_of(tokenizer)
+    assert words is not None
+    found = words.ids("longest film")
+    assert found is not None
+    assert found.tolist() == tokenizer.encode("longest film").ids
 
 
 def test_an_encoder_with_and_without_them(tmp_path: Path) -> None:
