@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from models.distill.groups import groups_of
 from models.distill.objectives import attention_kl, gold_cross_entropy, hidden_mse, logit_mse, softened_kl
-from models.recipe.distil import Distil, Objective
+from models.recipe.distil import Distil, ExitWeights, Objective
 from models.students.encoder import EncoderStudent, Outputs
 from models.students.siamese import SiameseStudent
 from models.students.student import Student, encoder_of, exit_names, labels_of
@@ -38,10 +37,13 @@ class TransferSet:
     gold: Indices
 
 
-def exit_weights(rule: Literal["depth", "equal", "last-heavy"], exits: int) -> tuple[float, ...]:
+def exit_weights(rule: ExitWeights, exits: int, *, step: int = 1) -> tuple[float, ...]:
     """The weight of each exit's loss, summing to 1.
 
-    `depth`: 1 : 2 : 3 ...; `equal`: all the same; `last-heavy`: half for the last, half for the others together.
+    `depth`: 1 : 2 : 3 ...; `equal`: all the same; `last-heavy`: half for the last, half for the others together;
+    `alternating`: at even steps the last alone, at odd ones all the same.
+
+    Source of `alternating`: Xin et al. 2021 (BERxiT), section 3.2.
 
     >>> exit_weights("last-heavy", 3)
     (0.25, 0.25, 0.5)
@@ -49,6 +51,8 @@ def exit_weights(rule: Literal["depth", "equal", "last-heavy"], exits: int) -> t
     raw = [float(at + 1) for at in range(exits)] if rule == "depth" else [1.0] * exits
     if rule == "last-heavy":
         raw[-1] = max(1.0, exits - 1.0)
+    if rule == "alternating" and step % 2 == 0:
+        raw[:-1] = [0.0] * (exits - 1)
     return tuple(weight / sum(raw) for weight in raw)
 
 
@@ -62,7 +66,8 @@ class DistilLoss(nn.Module):
     def __init__(self, settings: Distil, student: Student, *, teacher_hidden: int) -> None:
         super().__init__()
         self._settings = settings
-        self._weights = exit_weights(settings.exit_weights, len(exit_names(student)))
+        self._exits = len(exit_names(student))
+        self._weights = exit_weights(settings.exit_weights, self._exits)
         self.projections = nn.ModuleList()
         encoder = encoder_of(student)
         if encoder is not None and any(objective.hidden is not None for objective in settings.objectives):
@@ -71,6 +76,10 @@ class DistilLoss(nn.Module):
                 self.projections.append(
                     nn.Identity() if teacher_hidden == hidden else nn.Linear(hidden, teacher_hidden)
                 )
+
+    def begin(self, step: int) -> None:
+        """Weigh the exits as this step of a training does; before the first step all of them count."""
+        self._weights = exit_weights(self._settings.exit_weights, self._exits, step=step)
 
     def forward(self, outputs: Outputs, logits: Tensor, gold: Tensor, mask: Tensor, inside: States | None) -> Tensor:
         """float32 scalar, mean over the batch.
@@ -198,7 +207,16 @@ def distil(
         sparse_factor=table_factor,
         more=tuple(criterion.parameters()),
     )
-    fit(whole, groups, loss, batches, settings=plan, checkpoint=checkpoint, progress=progress)
+    fit(
+        whole,
+        groups,
+        loss,
+        batches,
+        settings=plan,
+        checkpoint=checkpoint,
+        progress=progress,
+        before_step=criterion.begin,
+    )
     student.eval()
 
 

@@ -58,6 +58,9 @@ class Augment(GrownPart):
         return self
 
 
+ExitWeights = Literal["depth", "equal", "last-heavy", "alternating"]
+
+
 class Distil(Part):
     """How the student is trained."""
 
@@ -70,5 +73,5 @@ class Distil(Part):
     embedding_learning_rate_factor: Positive = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warm_up: Share = 0.06
-    exit_weights: Literal["depth", "equal", "last-heavy"] = "depth"
+    exit_weights: ExitWeights = "depth"
     average: Literal["none", "swa", "ema"] = "swa"

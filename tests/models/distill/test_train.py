@@ -156,6 +156,28 @@ def test_exit_weights_sum_to_one(rule, expected):
     assert exit_weights(rule, 1) == (1.0,)
 
 
+def test_alternating_exit_weights():
+    assert [exit_weights("alternating", 2, step=step) for step in range(3)] == [(0, 1), (0.5, 0.5), (0, 1)]
+    assert exit_weights("alternating", 1, step=0) == (1.0,)
+
+
+def test_alternating_trains_inner_exits_at_every_other_step():
+    recipe = settings(exit_weights="alternating", average="none", weight_decay=0.0, warm_up=0.0)
+    inner = []
+
+    def note(model):
+        inner.append([value.clone() for name, value in model.state_dict().items() if name.startswith("exits.0.")])
+
+    for steps in (1, 2):
+        model = student()
+        note(model)
+        distil(model, DATA, recipe.model_copy(update={"epochs": steps / 15, "batch_items": 8}), seed=0, bf16=False)
+        note(model)
+    begun, after_one, _, after_two = inner
+    assert all(torch.equal(one, other) for one, other in zip(begun, after_one, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(begun, after_two, strict=True))
+
+
 def test_layers_are_matched_evenly():
     assert [matched_layer(at, 2, 6) for at in range(3)] == [0, 3, 6]
 
