@@ -45,14 +45,6 @@ def inference_of(
     items: Iterable[Answered], *runs: Sequence[ItemResult], policy: ExitPolicy, tokenize_s: float
 ) -> Inference:
     """What came of a request whose items ended so, in one run or several, one after another."""
-    return Inference(
-        policy,
-        tuple(items),
-        queue_s=sum([_longest([result.queue_s for result in run]) for run in runs]),
-        compute_s=sum([_longest([result.compute_s for result in run]) for run in runs]),
-        tokenize_s=tokenize_s,
-    )
-
-
-def _longest(seconds: Sequence[float]) -> float:
-    return max(seconds, default=0.0)
+    queue_s = sum([max([result.queue_s for result in run], default=0.0) for run in runs])
+    compute_s = sum([max([result.compute_s for result in run], default=0.0) for run in runs])
+    return Inference(policy, tuple(items), queue_s, compute_s, tokenize_s)

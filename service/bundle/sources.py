@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+TOKEN_TYPES = "token_type_ids"
+TOKEN_INPUTS = ("input_ids", "attention_mask", TOKEN_TYPES)
 SIDES = ("first", "second")
 """The texts of a pair that is read apart, by which the sources of joined stages begin: `first:00.state`."""
 JOINED = "joined"

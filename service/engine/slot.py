@@ -53,7 +53,7 @@ class Job:
 def _feeds(items: Sequence[Unit], pipeline: Pipeline) -> Mapping[str, npt.NDArray[Any]]:
     """A batch of what a pipeline begins with: ids, or what two texts gave."""
     if pipeline.joins is None:
-        return pad(cast("Sequence[Encoded]", items), pad_id=pipeline.pad_id)
+        return pad(cast("Sequence[Encoded]", items), pad_id=pipeline.pad_id, with_types=pipeline.reads_types)
     return joined_feeds(cast("Sequence[JoinedPair]", items), pipeline.joins)
 
 

@@ -368,27 +368,35 @@ def longest_first(first: int, second: int, *, budget: int) -> tuple[int, int]:
     return (short_kept, long_kept) if first <= second else (long_kept, short_kept)
 
 
-def pad(batch: Sequence[Encoded], *, pad_id: int, length: int | None = None) -> dict[str, Ids]:
+def pad(
+    batch: Sequence[Encoded], *, pad_id: int, length: int | None = None, with_types: bool = True
+) -> dict[str, Ids]:
     """Stack encoded items into token inputs.
 
     Args:
         batch: at least one item.
         pad_id: fills `input_ids` beyond an item's own length.
         length: pad to this many tokens instead of the longest item's.
-    Returns: `input_ids`, `attention_mask`, `token_type_ids`, each int64 [B, T].
+        with_types: whether anybody reads token types.
+    Returns: `input_ids`, `attention_mask`, and with types `token_type_ids`, each int64 [B, T].
     """
     kept = [item.kept for item in batch]
     if min(kept) == max(kept) == (length or kept[0]):
         shape = (len(batch), kept[0])
-        return {
+        feeds: dict[str, Ids] = {
             "input_ids": np.concatenate([item.input_ids for item in batch]).reshape(shape),
             "attention_mask": np.ones(shape, dtype=np.int64),
-            "token_type_ids": np.concatenate([item.token_type_ids for item in batch]).reshape(shape),
         }
+        if with_types:
+            feeds["token_type_ids"] = np.concatenate([item.token_type_ids for item in batch]).reshape(shape)
+        return feeds
     lengths = np.array(kept)
     present = np.arange(length or int(lengths.max())) < lengths[:, None]
     input_ids = np.full(present.shape, pad_id, dtype=np.int64)
-    token_type_ids = np.zeros(present.shape, dtype=np.int64)
     input_ids[present] = np.concatenate([item.input_ids for item in batch])
-    token_type_ids[present] = np.concatenate([item.token_type_ids for item in batch])
-    return {"input_ids": input_ids, "attention_mask": present.astype(np.int64), "token_type_ids": token_type_ids}
+    feeds = {"input_ids": input_ids, "attention_mask": present.astype(np.int64)}
+    if with_types:
+        token_type_ids = np.zeros(present.shape, dtype=np.int64)
+        token_type_ids[present] = np.concatenate([item.token_type_ids for item in batch])
+        feeds["token_type_ids"] = token_type_ids
+    return feeds

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.bundle.manifest import Exit, Manifest, Stage
-from service.bundle.sources import SIDES, TOKEN_INPUTS, side_of
+from service.bundle.sources import SIDES, TOKEN_INPUTS, TOKEN_TYPES, side_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,14 @@ class Pipeline:
         stages, exits: of it.
         pad_id: fills short rows of ids.
         joins: the output, `STAGE.OUTPUT`, of another pipeline that this one reads of two texts; None: it reads ids.
+        reads_types: whether a stage reads token types.
     """
 
     stages: tuple[StagePlan, ...]
     exits: tuple[Leave, ...]
     pad_id: int = 0
     joins: str | None = None
+    reads_types: bool = True
 
 
 def pipeline_of(manifest: Manifest) -> Pipeline:
@@ -92,7 +94,8 @@ def _state_exit(manifest: Manifest) -> StateExit:
 
 def _pipeline(manifest: Manifest, stages: Sequence[Stage], exits: tuple[Leave, ...], joins: str | None) -> Pipeline:
     plans = tuple(_stage_plan(manifest, stages, exits, place) for place in range(len(stages)))
-    return Pipeline(plans, exits, manifest.tokenizer.pad_id, joins)
+    reads_types = any(side_of(source)[1] == TOKEN_TYPES for stage in stages for source in stage.inputs.values())
+    return Pipeline(plans, exits, manifest.tokenizer.pad_id, joins, reads_types)
 
 
 def _stage_plan(manifest: Manifest, stages: Sequence[Stage], exits: tuple[Leave, ...], place: int) -> StagePlan:
