@@ -368,9 +368,7 @@ def longest_first(first: int, second: int, *, budget: int) -> tuple[int, int]:
     return (short_kept, long_kept) if first <= second else (long_kept, short_kept)
 
 
-def pad(
-    batch: Sequence[Encoded], *, pad_id: int, length: int | None = None, with_types: bool = True
-) -> dict[str, Ids]:
+def pad(batch: Sequence[Encoded], *, pad_id: int, length: int | None = None, with_types: bool = True) -> dict[str, Ids]:
     """Stack encoded items into token inputs.
 
     Args:

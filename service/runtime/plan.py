@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from service.bundle.manifest import Exit, Manifest, Stage
 from service.bundle.sources import SIDES, TOKEN_INPUTS, TOKEN_TYPES, side_of
 
+UNSPLIT = "unsplit"
+"""The id of a pipeline's stages run as one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Carried:
@@ -84,6 +87,22 @@ def pipeline_of(manifest: Manifest) -> Pipeline:
 def apart_pipeline_of(manifest: Manifest) -> Pipeline:
     """The stages that read one text of a pair by itself; its only exit is what the others join."""
     return _pipeline(manifest, manifest.stages[: manifest.apart], (_state_exit(manifest),), None)
+
+
+def unsplit_pipeline_of(manifest: Manifest) -> Pipeline:
+    """All stages of a pipeline as one, `unsplit`, which has the last exit alone."""
+    leave, read = manifest.exits[-1], {source for stage in manifest.stages for source in stage.inputs.values()}
+    stage = StagePlan(
+        id=UNSPLIT,
+        inputs=tuple((source, source) for source in TOKEN_INPUTS if source in read),
+        writes=(),
+        names=(),
+        names_with_exit=(leave.output,),
+        carried=(),
+        exit_index=len(manifest.exits) - 1,
+        leave=leave,
+    )
+    return Pipeline((stage,), manifest.exits, manifest.tokenizer.pad_id, reads_types=TOKEN_TYPES in read)
 
 
 def _state_exit(manifest: Manifest) -> StateExit:

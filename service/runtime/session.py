@@ -42,13 +42,15 @@ class SessionPool:
     Attributes:
         backend, precision: what they are.
         graphs: the manifest's precision whose graphs they run.
-        sessions: one for each stage; there is no second copy of a graph's weights.
+        sessions: one for each stage.
+        unsplit: all of them as one graph, to the last exit, with weights of its own; None: there is none.
     """
 
     backend: str
     precision: str
     graphs: str
     sessions: tuple[StageSession, ...]
+    unsplit: StageSession | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,20 @@ def load_sessions(bundle: Bundle, *, backend: str, precision: str | None, how: E
             bundle.graph_path(graphs.precision, stage.id),
             inputs=input_tensors(manifest, stage),
             outputs=stage.outputs,
-            how=replace(how, fills=_fills(manifest, stage), carried=_carried(manifest, stage)),
+            how=replace(how, fills=_fills(manifest, stage)),
         )
         for stage in manifest.stages
     )
-    return SessionPool(name, chosen, graphs.precision, sessions)
+    return SessionPool(name, chosen, graphs.precision, sessions, _unsplit(bundle, name, graphs.precision, how))
+
+
+def _unsplit(bundle: Bundle, backend: str, precision: str, how: Execution) -> StageSession | None:
+    """All stages as one graph, where they are several, and read one sequence."""
+    manifest = bundle.manifest
+    if backend != onnxruntime.BACKEND or len(manifest.stages) == 1 or manifest.apart:
+        return None
+    paths = [bundle.graph_path(precision, stage.id) for stage in manifest.stages]
+    return onnxruntime.unsplit_session(paths, manifest.stages, manifest.exits[-1], how)
 
 
 def _graphs(manifest: Manifest, chosen: str) -> _Graphs:
@@ -100,14 +111,6 @@ def _graphs(manifest: Manifest, chosen: str) -> _Graphs:
 
 def _fills(manifest: Manifest, stage: Stage) -> dict[str, int]:
     return {tensor: manifest.tokenizer.pad_id for tensor, source in stage.inputs.items() if source == "input_ids"}
-
-
-def _carried(manifest: Manifest, stage: Stage) -> tuple[str, ...]:
-    """What later stages read of it; nothing of one that reads ids: it holds the token table, most of the weights."""
-    if "input_ids" in stage.inputs.values():
-        return ()
-    read = {side_of(source)[1] for each in manifest.stages for source in each.inputs.values()}
-    return tuple(name for name in stage.outputs if f"{stage.id}.{name}" in read)
 
 
 def backend_for(setting: str) -> str:

@@ -17,7 +17,7 @@ from service.runtime.encode import Encoded, EncodedPair, Encoder, Ids, pad
 from service.runtime.heads import ExitPolicy, ExitSetting, Floats
 from service.runtime.joined import SHORT_TEXT, JoinedPair, State, joined_feeds, joined_length, texts_of
 from service.runtime.pipeline import UNREACHED, Array, Pass, Rows, RunStage
-from service.runtime.plan import Pipeline, apart_pipeline_of, pipeline_of
+from service.runtime.plan import Pipeline, apart_pipeline_of, pipeline_of, unsplit_pipeline_of
 from service.runtime.session import Execution, StageSession, load_sessions
 
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
@@ -71,6 +71,20 @@ class TextReader:
         return [state_of(raw, text.kept) for text, raw in zip(texts, stepped.raw, strict=True)]
 
 
+class FullDepth:
+    """A student's stages as one graph, for items that go to full depth anyway: the same answers, to the bit, without
+    the exits on the way. Safe from several threads."""
+
+    def __init__(self, manifest: Manifest, session: StageSession, *, backend: str) -> None:
+        self.backend = backend
+        self.pipeline: Pipeline = unsplit_pipeline_of(manifest)
+        self._run_stage = _runner((session,))
+
+    def begin(self, feeds: Mapping[str, Array], policies: ExitPolicy | Sequence[ExitPolicy]) -> Pass:
+        """A pass of padded token inputs (int64 [B, T]) to the last exit, whatever the policies."""
+        return Pass(self.pipeline, self._run_stage, feeds, policies)
+
+
 def _runner(sessions: Sequence[StageSession]) -> RunStage:
     """Runs stages by their number; it holds the sessions alone, so that a student is freed as soon as it is let go."""
 
@@ -88,7 +102,8 @@ def state_of(raw: Array, tokens: int) -> State:
 class Student:
     """A student with its graphs loaded on one backend in one precision. Safe from several threads once made.
 
-    Where the texts of a pair are read apart, `apart` reads one; the student itself joins what two have given.
+    Where the texts of a pair are read apart, `apart` reads one; the student itself joins what two have given. `unsplit`
+    runs all stages at once, where the backend can.
     """
 
     def __init__(
@@ -125,6 +140,8 @@ class Student:
         )
         self.pipeline = pipeline_of(self.manifest)
         self.apart = TextReader(self.manifest, _runner(self._pool.sessions), backend=self.backend) if separate else None
+        whole = self._pool.unsplit
+        self.unsplit = None if whole is None else FullDepth(self.manifest, whole, backend=self.backend)
 
     def __repr__(self) -> str:
         return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"
@@ -244,6 +261,10 @@ class Student:
         for leave, raw in zip(self.manifest.exits, self.all_exits(encoded), strict=True):
             wanted = np.array(sample.outputs[self._pool.graphs][leave.id], dtype=np.float32)
             self._check_output(f"{where}, exit {leave.id!r}", wanted, raw[0].reshape(-1))
+        if self.unsplit is not None:
+            whole = self.unsplit.begin(self._feeds(encoded), heads.never(self.manifest)).step().raw
+            assert whole is not None, "its only stage has an exit"
+            self._check_output(f"{where}, all stages as one", wanted, whole[0].reshape(-1))
 
     def _check_output(self, where: str, wanted: Floats, found: Floats) -> None:
         if found.shape != wanted.shape:

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import onnxruntime
 
-from service.bundle.manifest import Tensor
+from service.bundle.manifest import Exit, Stage, Tensor
 from service.errors import GraphMismatch, RunFailed
-from service.runtime.backends.stage import Array, Execution, Found, check_tensors, read_graph
-from service.runtime.backends.trunk import trunk_of
+from service.runtime.backends.stage import Array, Execution, Found, StageSession, check_tensors, read_graph
+from service.runtime.backends.unsplit import Part, unsplit
 
 BACKEND: Final = "onnxruntime"
 PROVIDER: Final = "CPUExecutionProvider"
@@ -17,11 +17,7 @@ _TYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(i
 
 
 class OnnxRuntimeSession:
-    """One stage graph in ONNX Runtime; `run` is safe from several threads.
-
-    Its trunk is loaded beside it (see `trunk`), with a copy of the trunk's weights. Cut in two instead, with one copy,
-    a run with its exit would be two runs: measured, some 20 us more, a tenth of what a few short items take.
-    """
+    """One stage graph in ONNX Runtime; `run` is safe from several threads."""
 
     def __init__(
         self, path: Path, *, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], how: Execution
@@ -41,16 +37,12 @@ class OnnxRuntimeSession:
         check_tensors(path, "input", inputs, found(self._session.get_inputs()))
         check_tensors(path, "output", outputs, found(self._session.get_outputs()))
         self._outputs = [output.name for output in self._session.get_outputs()]
-        trunk = trunk_of(raw, outputs=how.carried)
-        self._trunk = None if trunk is None else load(path, how, providers=[PROVIDER], raw=trunk)
-        self._trunk_outputs = frozenset(how.carried)
-        self._trunk_inputs = [] if self._trunk is None else [each.name for each in self._trunk.get_inputs()]
 
     def __repr__(self) -> str:
         return f"<OnnxRuntimeSession {self._path.name}>"
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Compute outputs; without the exit's, only what later stages need.
+        """Compute outputs.
 
         Args:
             feeds: every input by tensor name.
@@ -60,14 +52,57 @@ class OnnxRuntimeSession:
             RunFailed: ONNX Runtime failed; the message names the graph, not the input.
         """
         names = self._outputs if outputs is None else outputs
-        try:
-            if self._trunk is None or not self._trunk_outputs.issuperset(names):
-                values = self._session.run(names, feeds)
-            else:
-                values = self._trunk.run(names, {name: feeds[name] for name in self._trunk_inputs})
-        except Exception as error:  # ONNX Runtime's errors have no class in common
-            raise RunFailed(f"{self._path.name}: the graph failed: {type(error).__name__}") from error
-        return dict(zip(names, values, strict=True))
+        return _run(self._session, self._path.name, names, feeds)
+
+
+class UnsplitSession:
+    """All stages of a pipeline as one graph, to the last exit; `run` is safe from several threads."""
+
+    def __init__(self, raw: bytes, how: Execution) -> None:
+        """Load a graph of `unsplit`. Raises: GraphMismatch: it does not load here."""
+        self._session = load(Path("unsplit.onnx"), how, providers=[PROVIDER], raw=raw)
+        # an input that the exits on the way alone read is none of its
+        self._inputs = [each.name for each in self._session.get_inputs()]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """As `OnnxRuntimeSession.run`; inputs are called by their sources, the output as the last exit's."""
+        names = [output.name for output in self._session.get_outputs()] if outputs is None else outputs
+        return _run(self._session, "the unsplit graph", names, {name: feeds[name] for name in self._inputs})
+
+
+def unsplit_session(paths: Sequence[Path], stages: Sequence[Stage], leave: Exit, how: Execution) -> StageSession | None:
+    """The stages as one graph, with a copy of their weights, for what goes to full depth anyway.
+
+    Args:
+        paths: of their graphs, which have been checked.
+        stages: in order.
+        leave: the last exit.
+        how: the cores one run may use.
+    Returns: None where the graphs cannot be joined, or what was joined does not load.
+    Raises: GraphMismatch: a file cannot be read.
+    """
+    parts = [
+        Part(read_graph(path), f"{stage.id}/", _names(stage, leave)) for path, stage in zip(paths, stages, strict=True)
+    ]
+    raw = unsplit(parts, outputs=(leave.output,))
+    try:
+        return None if raw is None else UnsplitSession(raw, how)
+    except GraphMismatch:  # each stage by itself has loaded; it can be done without
+        return None
+
+
+def _names(stage: Stage, leave: Exit) -> dict[str, str]:
+    """What a stage's tensors are called in the unsplit graph."""
+    own = {name: f"{stage.id}.{name}" for name in stage.outputs}
+    return {**stage.inputs, **own} | ({leave.output: leave.output} if stage.id == leave.stage else {})
+
+
+def _run(session: Any, where: str, names: Sequence[str], feeds: Mapping[str, Array]) -> dict[str, Array]:
+    try:
+        values = session.run(names, feeds)
+    except Exception as error:  # ONNX Runtime's errors have no class in common
+        raise RunFailed(f"{where}: the graph failed: {type(error).__name__}") from error
+    return dict(zip(names, values, strict=True))
 
 
 def load(path: Path, how: Execution, *, providers: Sequence[Any], raw: bytes | None = None) -> Any:

@@ -28,7 +28,6 @@ class Execution:
         arithmetic: what float32 products may be computed in; bfloat16 only where the backend says it can.
         longest_tokens: no input is longer, and none may be padded beyond it; None: not known.
         fills: what an input tensor is padded with, by name; 0 for those not named.
-        carried: the outputs that later stages read; without the others a run may be shorter.
     """
 
     threads: int = 1
@@ -36,7 +35,6 @@ class Execution:
     arithmetic: Arithmetic = "float32"
     longest_tokens: int | None = None
     fills: Mapping[str, int] = field(default_factory=dict)
-    carried: tuple[str, ...] = ()
 
 
 class StageSession(Protocol):

@@ -57,6 +57,22 @@ async def test_the_answer_is_the_students_own(app: Any) -> None:
         assert result["score"] == pytest.approx(scores.max(), abs=1e-5)
 
 
+async def test_full_depth_is_one_run_of_all_stages(app: Any) -> None:
+    texts = [EARLY, LATE, "", "zebra 42 good"]
+    student = app.service.students.families["toy"].production.student
+    answer = (await app.post("/v1/classify", {"inputs": texts, "exit": "never", "top_k": 3})).json()
+    staged = student.run(student.encoder.encode(texts), student.policy("never"))
+    for outcome, result in zip(staged, answer["results"], strict=True):
+        assert (result["exit"], result["depth"]) == ("full", 1.0)
+        scores = {each["label"]: each["score"] for each in result["labels"]}
+        raw = outcome.raw.astype(np.float64) / student.manifest.exits[-1].answer_temperature
+        wanted = np.exp(raw) / np.exp(raw).sum()
+        assert scores == pytest.approx(dict(zip(student.manifest.labels, wanted, strict=True)), abs=1e-12)
+    metrics = (await app.client.get("/metrics")).text
+    assert 'understudy_batch_items_count{model="toy",stage="unsplit"} 1.0' in metrics
+    assert 'stage="00"' not in metrics
+
+
 async def test_top_k(app: Any) -> None:
     answer = (await app.post("/v1/classify", {"inputs": [EARLY, ""], "top_k": 2})).json()
     for result in answer["results"]:

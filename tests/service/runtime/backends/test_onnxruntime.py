@@ -1,7 +1,6 @@
 """Loading a graph checks it against the manifest; running it translates errors."""
 
 import numpy as np
-import onnx
 import pytest
 
 from service.bundle.manifest import Tensor
@@ -21,8 +20,8 @@ def graph(classify_bundle):
     return classify_bundle / "stages" / "00.fp32.onnx"
 
 
-def load(graph, inputs=INPUTS, outputs=OUTPUTS, carried=()) -> OnnxRuntimeSession:
-    return OnnxRuntimeSession(graph, inputs=inputs, outputs=outputs, how=Execution(carried=carried))
+def load(graph, inputs=INPUTS, outputs=OUTPUTS) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(graph, inputs=inputs, outputs=outputs, how=Execution())
 
 
 def feeds(items: int, tokens: int, word: int = 5) -> dict[str, np.ndarray]:
@@ -42,25 +41,10 @@ def test_it_runs_batches_of_any_shape(graph):
 
 @pytest.mark.parametrize("name", ["hidden", "logits"])
 def test_one_output_is_the_same_without_the_others(graph, name):
-    session = load(graph, carried=("hidden",))
+    session = load(graph)
     alone = session.run(feeds(3, 7), [name])
     assert list(alone) == [name]
     np.testing.assert_array_equal(alone[name], session.run(feeds(3, 7))[name])
-
-
-def test_what_only_other_outputs_need_is_not_computed(graph):
-    model = onnx.load(graph)
-    # fails on every batch of more than one token, once it is computed
-    squeezed = onnx.helper.make_node("Squeeze", ["input_ids", "one"], ["alone"])
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
-    model.graph.node.append(squeezed)
-    model.graph.output.append(onnx.helper.make_tensor_value_info("alone", onnx.TensorProto.INT64, ["B"]))
-    onnx.save(model, graph)
-    outputs = OUTPUTS | {"alone": Tensor(dtype="int64", dims=("B",))}
-    assert load(graph, outputs=outputs, carried=("hidden",)).run(feeds(3, 7), ["hidden"])["hidden"].shape == (3, 7, 8)
-    session = load(graph, outputs=outputs)
-    with pytest.raises(RunFailed):
-        session.run(feeds(3, 7))
 
 
 @pytest.mark.parametrize(
