@@ -13,8 +13,7 @@ from service.engine.item import ServedStudent
 from service.errors import BundleError, RunFailed, SettingsInvalid
 from service.runtime import choice as choices
 from service.runtime.backends import onnxruntime
-from service.runtime.cost import StageCost, in_one, measure
-from service.runtime.heads import ExitPolicy
+from service.runtime.cost import StageCost, measure
 from service.runtime.memory import Ledger, resident_bytes
 from service.runtime.session import AUTO, BF16, EXACT, Execution, usable_backends
 from service.runtime.student import Student
@@ -33,7 +32,6 @@ class Served:
         student: the loaded student.
         handle: the same for the engine.
         reading: of a student that joins pairs of texts, the stages that read one text, for the engine.
-        unsplit: all stages as one, for items that go to full depth anyway, for the engine; None: it cannot be had.
         card: what `/v1/models` says of it.
         memory_bytes: what loading it took of this process's memory.
         settled: whether no other way to run it is to be tried.
@@ -47,18 +45,11 @@ class Served:
     memory_bytes: int = 0
     settled: bool = True
     reading: ServedStudent | None = None
-    unsplit: ServedStudent | None = None
 
     @property
     def handles(self) -> tuple[ServedStudent, ...]:
         """All that the engine knows it by."""
-        return tuple(each for each in (self.handle, self.reading, self.unsplit) if each is not None)
-
-    def handle_for(self, policy: ExitPolicy) -> ServedStudent:
-        """What runs items that may leave so."""
-        if self.unsplit is None or any(threshold is not None for threshold in policy.thresholds):
-            return self.handle
-        return self.unsplit
+        return (self.handle,) if self.reading is None else (self.handle, self.reading)
 
     @property
     def version_label(self) -> str:
@@ -137,27 +128,16 @@ class Loader:
         student, memory_bytes = self._load(bundle, choice.candidate if choice else asked, prove=True)
         name = bundle.manifest.name
         costs, apart = _costs(student, self._how), bundle.manifest.apart
-        handle = ServedStudent(name=name, version=version, student=student, costs=costs[apart:])
+        handle = ServedStudent(
+            name=name, version=version, student=student, costs=costs[apart:], full_depth=student.full_depth
+        )
         reading = None
         if student.apart is not None:
             reading = ServedStudent(name=name, version=version, student=student.apart, costs=costs[:apart])
-        unsplit = None
-        if student.unsplit is not None:
-            unsplit = ServedStudent(name=name, version=version, student=student.unsplit, costs=in_one(costs))
         settled = choice is not None or not self._auto or not self._has_others(bundle.manifest)
         told = choice or choices.Choice(asked, _why(settled=settled, auto=self._auto))
         card = card_of(student, version) | {"chosen": told.document(), "memory_bytes": memory_bytes}
-        return Served(
-            name,
-            version,
-            student,
-            handle,
-            card,
-            memory_bytes=memory_bytes,
-            settled=settled,
-            reading=reading,
-            unsplit=unsplit,
-        )
+        return Served(name, version, student, handle, card, memory_bytes=memory_bytes, settled=settled, reading=reading)
 
     def _load(self, bundle: Bundle, candidate: choices.Candidate, *, prove: bool) -> tuple[Student, int]:
         def make() -> Student:

@@ -297,9 +297,7 @@ class Service:
         bill = Bill(served, policy, call, len(good), sum([item.billed for item in good]))
         self._allow(bill)
         request = (
-            self.engine.begin(
-                served.handle_for(policy), good, policy=policy, deadline=call.deadline, priority=call.priority
-            )
+            self.engine.begin(served.handle, good, policy=policy, deadline=call.deadline, priority=call.priority)
             if good
             else None
         )

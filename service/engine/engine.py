@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.engine.admission import Admission, Asked, Place
-from service.engine.flight import Flight, group_of, job_of
+from service.engine.flight import Flight, group_of, is_for_full_depth, job_of
 from service.engine.forecast import RUN_S
 from service.engine.item import ItemResult, Request, ServedStudent
 from service.engine.lane import StudentLane
@@ -273,7 +273,7 @@ class Engine:
         self._turning = False
         here: Flight | None = None
         while len(self._flights) < self._limits.slots and (flight := self._next_flight()) is not None:
-            if here is None and self._is_short(flight.lane, flight.stage, len(flight.items), flight.longest):
+            if here is None and self._is_short(flight, flight.stage, len(flight.items)):
                 here = flight
             else:
                 self._hand_over(flight)
@@ -290,7 +290,7 @@ class Engine:
         self._queued = {lane: None for lane in self._queued if lane.waiting}
         lanes, crowded = tuple(self._queued), self._admission.crowded(now)
         decided: Plan[Entry] = plan(lanes, now=now, limits=self._limits, crowded=crowded)
-        flight = None if decided.batch is None else self._launch(decided.batch, now)
+        flight = None if decided.batch is None else self._launch(decided.batch, now, crowded=crowded)
         for request in {item.request for entry in decided.expired for item in entry.members}:
             self._expire(request)
         for look in decided.looks:
@@ -316,22 +316,36 @@ class Engine:
             self._observer.queue_items(request.student, stage, line.items)
         self._ledger.changed.clear()
 
-    def _launch(self, batch: Batch[Entry], now: float) -> Flight:
+    def _launch(self, batch: Batch[Entry], now: float, *, crowded: bool) -> Flight:
         line = batch.line
         assert isinstance(line, StageQueue)
         for entry in batch.entries:
             line.left(entry)
-        job, items = job_of(batch.entries)
-        flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now)
+        whole = line.stage == 0 and is_for_full_depth(batch.entries) and self._may_be_whole(batch.entries, crowded)
+        job, items = job_of(batch.entries, whole=whole)
+        flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now, whole=whole)
         self._ledger.start(items, line)
         if line.stage == 0:
             for item in items:
                 item.started = now
             self._observer.queued(flight.student, [now - item.since for item in items])
         self._virtual = flight.lane.virtual
-        flight.lane.virtual += flight.lane.forecast.seconds(line.stage, len(items), flight.longest)
+        flight.lane.virtual += self._predicted(flight, line.stage, len(items))
         self._flights.add(flight)
         return flight
+
+    def _may_be_whole(self, entries: Sequence[Entry], crowded: bool) -> bool:
+        """Whether all stages as one take no longer than a run may; while others wait, than a turn may."""
+        forecast = entries[0].members[0].request.lane.forecast
+        seconds = forecast.through(len(entries), max([entry.tokens for entry in entries]))
+        return seconds <= (TURN_S if crowded else self._limits.batch_s)
+
+    def _predicted(self, flight: Flight, stage: int, items: int) -> float:
+        """Seconds of its next run."""
+        forecast = flight.lane.forecast
+        if flight.whole:
+            return forecast.through(items, flight.longest)
+        return forecast.seconds(stage, items, flight.longest)
 
     def _onward(self, flight: Flight, crowded: bool) -> Sequence[int]:
         """For each stage, how many survivors run straight on to it at least."""
@@ -345,10 +359,9 @@ class Engine:
 
     # Runs, here and on slots
 
-    def _is_short(self, lane: StudentLane, stage: int, items: int, longest: int) -> bool:
-        """Whether the event loop may run it itself."""
-        forecast = lane.forecast
-        return forecast.measured and forecast.seconds(stage, items, longest) <= self._limits.inline_limit_s
+    def _is_short(self, flight: Flight, stage: int, items: int) -> bool:
+        """Whether the event loop may do its next run itself."""
+        return flight.lane.forecast.measured and self._predicted(flight, stage, items) <= self._limits.inline_limit_s
 
     def _advance(self, flight: Flight) -> None:
         """Run here, as many stages as the event loop may be kept for."""
@@ -362,10 +375,10 @@ class Engine:
             self._take(flight, report)
             if not report.going:
                 return
-            if not self._is_short(flight.lane, report.stage, report.going, flight.longest):
+            if not self._is_short(flight, report.stage, report.going):
                 self._hand_over(flight)
                 return
-            next_s = flight.lane.forecast.seconds(report.stage, report.going, flight.longest)
+            next_s = self._predicted(flight, report.stage, report.going)
             if self._clock() - began + next_s > self._limits.inline_limit_s:
                 self._later(partial(self._advance, flight))
                 return
@@ -402,12 +415,15 @@ class Engine:
         lane.succeeded(stepped.stage)
         if stepped.stage != flight.stage:
             lane.virtual += lane.forecast.seconds(stepped.stage, items, longest)
-        stayed = items - stepped.leaving
-        lane.forecast.ran(stepped.stage, items=items, longest=longest, stayed=stayed, seconds=stepped.run_s)
+        if flight.whole:
+            lane.forecast.ran_through(items=items, longest=longest, seconds=stepped.run_s)
+        else:
+            stayed = items - stepped.leaving
+            lane.forecast.ran(stepped.stage, items=items, longest=longest, stayed=stayed, seconds=stepped.run_s)
         self._admission.stretch.note(now, busy_s=stepped.run_s + RUN_S, waiting=self._work_waits())
         self._observer.batch(
             flight.student,
-            flight.student.student.pipeline.stages[stepped.stage].id,
+            flight.job.runner.pipeline.stages[stepped.stage].id,
             items=items,
             padded_tokens=stepped.padded_tokens,
             real_tokens=stepped.real_tokens,

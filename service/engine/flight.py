@@ -27,6 +27,7 @@ class Flight:
         heard: the moment of its start or last report.
         back: items that it handed back.
         on_slot: whether a slot has it.
+        whole: whether all stages are run as one.
         longest: tokens of the longest item.
     """
 
@@ -37,6 +38,7 @@ class Flight:
     heard: float
     back: set[Item] = field(default_factory=set)
     on_slot: bool = False
+    whole: bool = False
     longest: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,8 +58,27 @@ class Flight:
 _URGENCY = attrgetter("moment", "order")
 
 
-def job_of(entries: Sequence[Entry]) -> tuple[Job, Sequence[Item]]:
-    """The job that runs entries of one queue, and its items in the order of its rows; ended survivors are left out."""
+def is_for_full_depth(entries: Sequence[Entry]) -> bool:
+    """Whether nobody in a batch may leave before the last exit, and the student can be run so as one.
+
+    Args:
+        entries: of one queue for the first stage.
+    """
+    first = entries[0]
+    if not isinstance(first, Item) or first.request.student.full_depth is None or not first.request.policy.is_off:
+        return False
+    known = first.request.policy
+    policies = (entry.request.policy for entry in entries if isinstance(entry, Item))
+    return all(policy is known or policy.is_off for policy in policies)
+
+
+def job_of(entries: Sequence[Entry], *, whole: bool = False) -> tuple[Job, Sequence[Item]]:
+    """The job that runs entries of one queue, and its items in the order of its rows; ended survivors are left out.
+
+    Args:
+        entries: at least one that has not ended.
+        whole: run all stages as one.
+    """
     items: list[Item] = []
     passes: list[Pass] = []
     for entry in entries:
@@ -67,7 +88,8 @@ def job_of(entries: Sequence[Entry]) -> tuple[Job, Sequence[Item]]:
             living = _living(entry)
             items += living
             passes.append(entry.going)
-    runner = items[0].request.student.student
+    student = items[0].request.student
+    runner = student.full_depth if whole and student.full_depth is not None else student.student
     deadlines = [item.deadline for item in items]
     timed = np.array(deadlines) if min(deadlines) < math.inf else None
     if passes:

@@ -72,6 +72,20 @@ class Forecast:
         """Predicted seconds of one run of a stage, with what the engine adds."""
         return self.outlooks[stage].run.seconds(items, longest)
 
+    def through(self, items: int, longest: int) -> float:
+        """Predicted seconds of one run of all stages as one, or not much less."""
+        return sum([outlook.run.seconds(items, longest) for outlook in self.outlooks])
+
+    def ran_through(self, *, items: int, longest: int, seconds: float) -> None:
+        """All stages ran as one: each took its share, as far as was predicted, and everyone went on to the last."""
+        parts = [outlook.run.seconds(items, longest) - RUN_S for outlook in self.outlooks]
+        last, whole_s = len(parts) - 1, sum(parts)
+        for stage, part_s in enumerate(parts):
+            stayed = items if stage < last else 0
+            self.ran(stage, items=items, longest=longest, stayed=stayed, seconds=seconds * part_s / whole_s)
+        # it was one run
+        self._busy_s -= last * RUN_S
+
     def ran(self, stage: int, *, items: int, longest: int, stayed: int, seconds: float) -> None:
         """A stage ran: `stayed` of its items go on; `seconds` inside the graph."""
         step = SCALE_STEP if self.measured else SCALE_STEP_UNMEASURED

@@ -44,6 +44,7 @@ class ServedStudent:
         name, version: which.
         student: runs its stages.
         costs: what a run of each stage costs, as measured at load; empty: the engine guesses, and learns as it runs.
+        full_depth: runs all stages as one, for batches of which nobody may leave on the way; None: nothing does.
         version_label: the version, in metrics.
     """
 
@@ -51,6 +52,7 @@ class ServedStudent:
     version: int
     student: Runner
     costs: tuple[StageCost, ...] = ()
+    full_depth: Runner | None = None
     version_label: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -43,17 +43,6 @@ class StageCost:
         4.0
         """
         return self.base_s + (self.token_s + self.square_s * longest) * items * longest
-
-
-def in_one(costs: Sequence[StageCost]) -> tuple[StageCost, ...]:
-    """What all stages cost, run as one; empty where nothing was measured.
-
-    >>> in_one([StageCost(1.0, 2.0), StageCost(3.0, 4.0, 5.0)])
-    (StageCost(base_s=4.0, token_s=6.0, square_s=5.0),)
-    """
-    if not costs:
-        return ()
-    return (StageCost(*(sum(part) for part in zip(*map(astuple, costs), strict=True))),)
 
 
 class Measurable(Protocol):

@@ -36,6 +36,11 @@ class ExitPolicy:
     risk_requested: float | None = None
     risk_applied: float | None = None
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nobody leaves before the last exit."""
+        return all(threshold is None for threshold in self.thresholds)
+
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:

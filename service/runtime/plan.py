@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from service.bundle.manifest import Exit, Manifest, Stage
 from service.bundle.sources import SIDES, TOKEN_INPUTS, TOKEN_TYPES, side_of
 
-UNSPLIT = "unsplit"
-"""The id of a pipeline's stages run as one."""
+ALL_STAGES = "all stages"
+"""The id of a pipeline's stages run as one; no stage of a manifest can have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ def apart_pipeline_of(manifest: Manifest) -> Pipeline:
 
 
 def unsplit_pipeline_of(manifest: Manifest) -> Pipeline:
-    """All stages of a pipeline as one, `unsplit`, which has the last exit alone."""
+    """All stages of a pipeline as one, which has the last exit alone."""
     leave, read = manifest.exits[-1], {source for stage in manifest.stages for source in stage.inputs.values()}
     stage = StagePlan(
-        id=UNSPLIT,
+        id=ALL_STAGES,
         inputs=tuple((source, source) for source in TOKEN_INPUTS if source in read),
         writes=(),
         names=(),

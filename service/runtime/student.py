@@ -102,8 +102,8 @@ def state_of(raw: Array, tokens: int) -> State:
 class Student:
     """A student with its graphs loaded on one backend in one precision. Safe from several threads once made.
 
-    Where the texts of a pair are read apart, `apart` reads one; the student itself joins what two have given. `unsplit`
-    runs all stages at once, where the backend can.
+    Where the texts of a pair are read apart, `apart` reads one; the student itself joins what two have given.
+    `full_depth` runs all stages at once, where the backend can.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Student:
         self.pipeline = pipeline_of(self.manifest)
         self.apart = TextReader(self.manifest, _runner(self._pool.sessions), backend=self.backend) if separate else None
         whole = self._pool.unsplit
-        self.unsplit = None if whole is None else FullDepth(self.manifest, whole, backend=self.backend)
+        self.full_depth = None if whole is None else FullDepth(self.manifest, whole, backend=self.backend)
 
     def __repr__(self) -> str:
         return f"<Student {self.manifest.name} {self.precision} on {self.backend}>"
@@ -261,8 +261,8 @@ class Student:
         for leave, raw in zip(self.manifest.exits, self.all_exits(encoded), strict=True):
             wanted = np.array(sample.outputs[self._pool.graphs][leave.id], dtype=np.float32)
             self._check_output(f"{where}, exit {leave.id!r}", wanted, raw[0].reshape(-1))
-        if self.unsplit is not None:
-            whole = self.unsplit.begin(self._feeds(encoded), heads.never(self.manifest)).step().raw
+        if self.full_depth is not None:
+            whole = self.full_depth.begin(self._feeds(encoded), heads.never(self.manifest)).step().raw
             assert whole is not None, "its only stage has an exit"
             self._check_output(f"{where}, all stages as one", wanted, whole[0].reshape(-1))
 
@@ -300,7 +300,10 @@ class Student:
             )
         ids = np.full(longest, self.pad_id, dtype=np.int64)
         tokens = longest if self.apart is None else joined_length(longest, longest)
-        self.all_exits([self.of_ids(ids, first=longest)] * max(1, token_budget // tokens))
+        largest = [self.of_ids(ids, first=longest)] * max(1, token_budget // tokens)
+        self.all_exits(largest)
+        if self.full_depth is not None:
+            self.full_depth.begin(self._feeds(largest), heads.never(self.manifest)).step()
 
 
 def _check_one_exit_shape(manifest: Manifest) -> None:

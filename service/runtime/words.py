@@ -8,6 +8,7 @@ other kinds, are not for here.
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,33 @@ _WORDS = {True: re.compile(r"[a-z0-9]+|[^a-z0-9]"), False: re.compile(r"[A-Za-z0
 _SPECIAL_PROCESSORS = (None, "TemplateProcessing", "BertProcessing")
 # longer ones are hardly words
 MAX_CHUNK_CHARACTERS = 24
-# some six megabytes; of both halves together twice that
+# some six megabytes, at most eleven; of both halves together twice that
 MAX_CHUNKS = 1 << 15
 MAX_TEXT_CHARACTERS = 1 << 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How text is read: `split` gives the words and marks of what stands between two spaces, `cut` the ids of one."""
+
+    split: Callable[[str], list[str]]
+    cut: Callable[[str], list[int]]
 
 
 class _Remembered(dict[str, bytes]):
     """The ids of what stood between two spaces; of what is not in here the older half is asked, or the tokenizer."""
 
-    def __init__(self, read: Callable[[str], bytes], older: Mapping[str, bytes]) -> None:
+    def __init__(self, reading: _Reading, older: Mapping[str, bytes]) -> None:
         super().__init__()
-        self._read = read
+        self._reading = reading
         self.older = older
 
     def __missing__(self, chunk: str) -> bytes:
-        ids = self.older.get(chunk) or self._read(chunk)
+        ids = self.older.get(chunk)
+        if ids is None:
+            words = self._reading.split(chunk)
+            # subtle: a long chunk is not remembered, but its words are: text without spaces is cut no more often
+            ids = b"".join([self[word] for word in words]) if len(words) > 1 else _raw(self._reading.cut(chunk))
         if len(chunk) <= MAX_CHUNK_CHARACTERS:
             self[chunk] = ids
         return ids
@@ -61,14 +74,9 @@ class Words:
         self._before, self._after = map(_raw, around)
         self._around = len(around[0]), len(around[1])
         self._lowercase = lowercase
-        split = _WORDS[lowercase].findall
-
-        def read(chunk: str) -> bytes:
-            return b"".join([_raw(cut(word)) for word in split(chunk)])
-
+        self._reading = _Reading(_WORDS[lowercase].findall, cut)
         # subtle: as they stand in an array, which is made by joining them, without a look at each number
-        self._known = _Remembered(read, {})
-        self._read = read
+        self._known = _Remembered(self._reading, {})
 
     def ids(self, text: str) -> npt.NDArray[np.int64] | None:
         """The ids of a text, int64 [T], special tokens included; None: it is not plain, or too long for here."""
@@ -77,7 +85,7 @@ class Words:
         known = self._known
         if len(known) >= MAX_CHUNKS:
             known.older = {}
-            known = self._known = _Remembered(self._read, known)
+            known = self._known = _Remembered(self._reading, known)
         chunks = (text.lower() if self._lowercase else text).split()
         ids = b"".join([self._before, *map(known.__getitem__, chunks), self._after])
         return np.frombuffer(ids, dtype=np.int64)

@@ -7,12 +7,15 @@ from typing import Any, Final
 import onnxruntime
 
 from service.bundle.manifest import Exit, Stage, Tensor
+from service.bundle.sources import TOKEN_INPUTS
 from service.errors import GraphMismatch, RunFailed
 from service.runtime.backends.stage import Array, Execution, Found, StageSession, check_tensors, read_graph
 from service.runtime.backends.unsplit import Part, unsplit
 
 BACKEND: Final = "onnxruntime"
 PROVIDER: Final = "CPUExecutionProvider"
+# of larger students the stages take so long that nothing is gained, and a copy of the weights is dear
+MOST_UNSPLIT_BYTES: Final = 32 << 20
 _TYPES: Final = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(int8)": "int8"}
 
 
@@ -62,12 +65,12 @@ class UnsplitSession:
         """Load a graph of `unsplit`. Raises: GraphMismatch: it does not load here."""
         self._session = load(Path("unsplit.onnx"), how, providers=[PROVIDER], raw=raw)
         # an input that the exits on the way alone read is none of its
-        self._inputs = [each.name for each in self._session.get_inputs()]
+        self.reads = frozenset(each.name for each in self._session.get_inputs())
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """As `OnnxRuntimeSession.run`; inputs are called by their sources, the output as the last exit's."""
         names = [output.name for output in self._session.get_outputs()] if outputs is None else outputs
-        return _run(self._session, "the unsplit graph", names, {name: feeds[name] for name in self._inputs})
+        return _run(self._session, "the unsplit graph", names, {name: feeds[name] for name in self.reads})
 
 
 def unsplit_session(paths: Sequence[Path], stages: Sequence[Stage], leave: Exit, how: Execution) -> StageSession | None:
@@ -78,17 +81,21 @@ def unsplit_session(paths: Sequence[Path], stages: Sequence[Stage], leave: Exit,
         stages: in order.
         leave: the last exit.
         how: the cores one run may use.
-    Returns: None where the graphs cannot be joined, or what was joined does not load.
+    Returns: None where the graphs are large, cannot be joined, or what was joined does not load: each stage by itself
+        does, so it can be done without.
     Raises: GraphMismatch: a file cannot be read.
     """
-    parts = [
-        Part(read_graph(path), f"{stage.id}/", _names(stage, leave)) for path, stage in zip(paths, stages, strict=True)
-    ]
-    raw = unsplit(parts, outputs=(leave.output,))
-    try:
-        return None if raw is None else UnsplitSession(raw, how)
-    except GraphMismatch:  # each stage by itself has loaded; it can be done without
+    if sum(path.stat().st_size for path in paths) > MOST_UNSPLIT_BYTES:
         return None
+    try:
+        raw = unsplit(
+            [Part(read_graph(path), f"{one.id}/", _names(one, leave)) for path, one in zip(paths, stages, strict=True)],
+            outputs=(leave.output,),
+        )
+        session = None if raw is None else UnsplitSession(raw, how)
+    except (GraphMismatch, ValueError):
+        return None
+    return session if session is not None and session.reads <= set(TOKEN_INPUTS) else None
 
 
 def _names(stage: Stage, leave: Exit) -> dict[str, str]:

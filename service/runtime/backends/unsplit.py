@@ -44,6 +44,7 @@ def unsplit(parts: Sequence[Part], *, outputs: Collection[str]) -> bytes | None:
         outputs: which of their outputs it writes, by their names in the whole.
     Returns: the file; None where that cannot be said of these graphs: nodes hold graphs of their own, weights are
         sparse, there are functions, or operators are of different versions.
+    Raises: ValueError: a file is not what onnx.proto says.
     """
     models = [list(fields(memoryview(part.raw))) for part in parts]
     graphs = [_inside(model) for model in models]
@@ -130,7 +131,8 @@ def _texts(message: memoryview, wanted: int) -> Iterator[str]:
 
 
 def _bytes(value: int | bytes | memoryview) -> memoryview:
-    assert not isinstance(value, int), "checked with the file"
+    if isinstance(value, int):
+        raise ValueError("a number where onnx.proto has none")
     return memoryview(value)
 
 

@@ -69,8 +69,8 @@ async def test_full_depth_is_one_run_of_all_stages(app: Any) -> None:
         wanted = np.exp(raw) / np.exp(raw).sum()
         assert scores == pytest.approx(dict(zip(student.manifest.labels, wanted, strict=True)), abs=1e-12)
     metrics = (await app.client.get("/metrics")).text
-    assert 'understudy_batch_items_count{model="toy",stage="unsplit"} 1.0' in metrics
-    assert 'stage="00"' not in metrics
+    assert 'understudy_batch_items_count{model="toy",stage="all stages"} 1.0' in metrics
+    assert 'understudy_batch_items_count{model="toy",stage="00"}' not in metrics
 
 
 async def test_top_k(app: Any) -> None:

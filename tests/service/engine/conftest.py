@@ -21,7 +21,7 @@ from service.engine.slot import Post, Report
 from service.runtime.encode import Encoded
 from service.runtime.heads import ExitPolicy
 from service.runtime.pipeline import Pass
-from service.runtime.plan import Pipeline, pipeline_of
+from service.runtime.plan import Pipeline, pipeline_of, unsplit_pipeline_of
 
 PATIENCE_S = 20.0  # a test that waits so long has failed
 
@@ -108,6 +108,17 @@ class ScriptedRunner:
         logits = np.stack([sure, np.zeros(len(ids))], axis=1).astype(np.float32)
         logits[[item in self.not_a_number for item in items]] = np.nan
         return {"hidden": np.ones((*ids.shape, 2), np.float32), "logits": logits}
+
+
+class WholeRunner(ScriptedRunner):
+    """The same student with its stages run as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pipeline = unsplit_pipeline_of(MANIFEST)
+
+    def run_stage(self, stage: int, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return super().run_stage(stage, {"ids": feeds["input_ids"]}, outputs)
 
 
 class RecordingObserver:
@@ -213,6 +224,11 @@ def full_depth() -> ExitPolicy:
 @pytest.fixture
 def runner() -> ScriptedRunner:
     return ScriptedRunner()
+
+
+@pytest.fixture
+def whole() -> WholeRunner:
+    return WholeRunner()
 
 
 @pytest.fixture

@@ -32,16 +32,16 @@ def test_never_goes_to_full_depth(student):
 def test_all_stages_as_one_give_the_same_to_the_bit(make_student, precision):
     student = make_student(precision=precision)
     encoded = student.encoder.encode(TEXTS * 7)
-    feeds = pad(encoded, pad_id=student.pad_id, with_types=student.unsplit.pipeline.reads_types)
-    stepped = student.unsplit.begin(feeds, student.policy("never")).step()
+    feeds = pad(encoded, pad_id=student.pad_id, with_types=student.full_depth.pipeline.reads_types)
+    stepped = student.full_depth.begin(feeds, student.policy("never")).step()
     assert (stepped.exit_index, stepped.leaving) == (1, len(encoded))
     np.testing.assert_array_equal(stepped.raw, student.all_exits(encoded)[-1])
 
 
 def test_all_stages_as_one_are_proved_by_the_golden_samples(student):
     student.check_golden()
-    whole = student.unsplit._run_stage
-    student.unsplit._run_stage = lambda *args: {name: value + 1 for name, value in whole(*args).items()}
+    whole = student.full_depth._run_stage
+    student.full_depth._run_stage = lambda *args: {name: value + 1 for name, value in whole(*args).items()}
     with pytest.raises(GoldenMismatch, match="golden sample 0, all stages as one: differs by 1"):
         student.check_golden()
 

@@ -112,6 +112,15 @@ def test_words_of_two_halves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cut == ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "bb"]
 
 
+def test_the_words_of_text_without_spaces_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, cut = _noted(monkeypatch, most=100)
+    for _ in range(2):
+        found = words.ids("/".join(["a", "bb"] * 20))
+        assert found is not None
+        assert found.tolist() == [9, *([1, 1, 2, 1] * 20)[:-1]]
+    assert cut == ["a", "/", "bb"]
+
+
 def test_long_words_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     words, cut = _noted(monkeypatch, most=3)
     for _ in range(2):

@@ -1,5 +1,7 @@
 """Stages as one graph: the same numbers, none of the exits on the way."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.bundle.load import load_bundle
+from service.bundle.manifest import Exit, Stage
 from service.runtime.backends.onnxruntime import unsplit_session
 from service.runtime.backends.stage import Execution
 from service.runtime.backends.unsplit import Part, unsplit
@@ -115,6 +118,48 @@ def test_the_stages_of_a_student(classify_bundle, precision):
         last = dict(zip(each.outputs, values, strict=True))
         known |= {f"{each.id}.{name}": value for name, value in last.items()}
     np.testing.assert_array_equal(whole.run(known)["logits"], last["logits"])
+
+
+def _file(path, nodes, outputs) -> Path:
+    ids = [helper.make_tensor_value_info(name, TensorProto.INT64, ["B", "T"]) for name in ("ids", "mask")]
+    made = [helper.make_tensor_value_info(name, kind, ["B", "T"]) for name, kind in outputs]
+    graph = helper.make_graph(nodes, "stage", ids, made)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def _session(tmp_path, *, passes: str) -> object:
+    """Two stages, of which the first passes `passes` on to the second."""
+    tensor = {"dtype": "int64", "dims": ("B", "T")}
+    first = _file(tmp_path / "0", [helper.make_node("Add", ["ids", "mask"], ["sum"])], [(passes, TensorProto.INT64)])
+    cast = helper.make_node("Cast", ["ids"], ["logits"], to=TensorProto.FLOAT)
+    second = _file(tmp_path / "1", [cast], [("logits", TensorProto.FLOAT)])
+    ids = {"ids": "input_ids", "mask": "attention_mask"}
+    stages = (
+        Stage.model_validate({"id": "00", "inputs": ids, "outputs": {passes: tensor}}),
+        Stage.model_validate({"id": "01", "inputs": ids | {"ids": f"00.{passes}"}, "outputs": {"logits": tensor}}),
+    )
+    leave = Exit.model_validate({"id": "full", "stage": "01", "output": "logits", "depth": 1.0})
+    return unsplit_session([first, second], stages, leave, Execution())
+
+
+def test_a_stage_that_passes_on_what_it_was_given_is_left_by_itself(tmp_path):
+    assert _session(tmp_path, passes="sum") is not None
+    assert _session(tmp_path, passes="mask") is None
+
+
+@pytest.mark.parametrize("raw", [b"\x3a\x04\x0a\x02\x18\x01", b"\x3a\x05\x0a\x03\x0a\x01\xff", b"\x38\x01"])
+def test_what_onnx_proto_does_not_know(raw):
+    with pytest.raises(ValueError):
+        unsplit([Part(raw, "00/", {})], outputs=("logits",))
+
+
+def test_large_students_are_left_in_stages(classify_bundle, monkeypatch):
+    bundle = load_bundle(classify_bundle)
+    manifest = bundle.manifest
+    paths = [bundle.graph_path("int8", each.id) for each in manifest.stages]
+    monkeypatch.setattr("service.runtime.backends.onnxruntime.MOST_UNSPLIT_BYTES", 1000)
+    assert unsplit_session(paths, manifest.stages, manifest.exits[-1], Execution()) is None
 
 
 def test_a_graph_that_does_not_load_joined_is_done_without(classify_bundle, monkeypatch):
