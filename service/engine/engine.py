@@ -317,12 +317,13 @@ class Engine:
         self._ledger.changed.clear()
 
     def _launch(self, batch: Batch[Entry], now: float, *, crowded: bool) -> Flight:
-        line = batch.line
+        line, entries = batch.line, batch.entries
         assert isinstance(line, StageQueue)
-        for entry in batch.entries:
+        as_one = self._as_one(entries, crowded) if line.stage == 0 and is_for_full_depth(entries) else ()
+        whole, entries = bool(as_one), as_one or entries
+        for entry in entries:
             line.left(entry)
-        whole = line.stage == 0 and is_for_full_depth(batch.entries) and self._may_be_whole(batch.entries, crowded)
-        job, items = job_of(batch.entries, whole=whole)
+        job, items = job_of(entries, whole=whole)
         flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now, whole=whole)
         self._ledger.start(items, line)
         if line.stage == 0:
@@ -334,11 +335,18 @@ class Engine:
         self._flights.add(flight)
         return flight
 
-    def _may_be_whole(self, entries: Sequence[Entry], crowded: bool) -> bool:
-        """Whether all stages as one take no longer than a run may; while others wait, than a turn may."""
-        forecast = entries[0].members[0].request.lane.forecast
-        seconds = forecast.through(len(entries), max([entry.tokens for entry in entries]))
-        return seconds <= (TURN_S if crowded else self._limits.batch_s)
+    def _as_one(self, entries: Sequence[Entry], crowded: bool) -> Sequence[Entry]:
+        """How many of a batch, its leader first, are run through all stages at once: as many as one run may take.
+
+        While others wait, all of them or none: all if that takes no longer than a turn.
+        """
+        forecast, longest = entries[0].members[0].request.lane.forecast, max([entry.tokens for entry in entries])
+        base_s, all_s = forecast.through(0, longest), forecast.through(len(entries), longest)
+        if crowded:
+            return entries if all_s <= TURN_S else ()
+        item_s = (all_s - base_s) / len(entries)
+        most = int((self._limits.batch_s - base_s) / item_s) if item_s > 0 else len(entries)
+        return entries[: max(most, 1)]
 
     def _predicted(self, flight: Flight, stage: int, items: int) -> float:
         """Seconds of its next run."""

@@ -50,10 +50,19 @@ async def test_and_so_does_a_batch_with_company_that_may(make_engine, runner, wh
 async def test_a_run_of_all_stages_takes_no_longer_than_a_run_may(
     make_engine, runner, whole, both, encoded, full_depth
 ):
-    slow = replace(both, costs=(StageCost(0.012, 0.0), StageCost(0.012, 0.0)))
-    engine = make_engine(batch_s=0.02)
-    assert exits(await engine.submit(slow, encoded(2, 3), policy=full_depth)) == [1, 1]
-    assert (whole.runs, [stage for stage, _ in runner.runs]) == ([], [0, 1])
+    (text,) = encoded(2)
+    token_s = 2e-3 / text.kept
+    slow = replace(both, costs=(StageCost(1e-3, token_s), StageCost(1e-3, 2 * token_s)))
+    engine = make_engine(batch_s=0.021)
+    assert exits(await engine.submit(slow, encoded(2, 3, 4, 5, 6), policy=full_depth)) == [1] * 5
+    # 2 ms and some, and 6 ms an item: three of the five that a stage's run could take
+    assert (whole.runs, runner.runs) == ([(0, (2, 3, 4)), (0, (5, 6))], [])
+
+
+async def test_but_for_a_single_item(make_engine, runner, whole, both, encoded, full_depth):
+    slow = replace(both, costs=(StageCost(0.012, 1e-9), StageCost(0.012, 1e-9)))
+    assert exits(await make_engine(batch_s=0.02).submit(slow, encoded(2, 3), policy=full_depth)) == [1, 1]
+    assert (whole.runs, runner.runs) == ([(0, (2,)), (0, (3,))], [])
 
 
 async def test_nor_than_a_turn_while_others_have_work(
