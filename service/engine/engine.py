@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from service.engine.admission import Admission, Asked, Place
-from service.engine.flight import Flight, group_of, is_for_full_depth, job_of
+from service.engine.flight import Flight, as_one, group_of, job_of
 from service.engine.forecast import RUN_S
 from service.engine.item import ItemResult, Request, ServedStudent
 from service.engine.lane import StudentLane
@@ -319,8 +319,8 @@ class Engine:
     def _launch(self, batch: Batch[Entry], now: float, *, crowded: bool) -> Flight:
         line, entries = batch.line, batch.entries
         assert isinstance(line, StageQueue)
-        as_one = self._as_one(entries, crowded) if line.stage == 0 and is_for_full_depth(entries) else ()
-        whole, entries = bool(as_one), as_one or entries
+        together = as_one(entries, longest_s=self._limits.batch_s, turn_s=TURN_S if crowded else None)
+        whole, entries = bool(together), together or entries
         for entry in entries:
             line.left(entry)
         job, items = job_of(entries, whole=whole)
@@ -334,19 +334,6 @@ class Engine:
         flight.lane.virtual += self._predicted(flight, line.stage, len(items))
         self._flights.add(flight)
         return flight
-
-    def _as_one(self, entries: Sequence[Entry], crowded: bool) -> Sequence[Entry]:
-        """How many of a batch, its leader first, are run through all stages at once: as many as one run may take.
-
-        While others wait, all of them or none: all if that takes no longer than a turn.
-        """
-        forecast, longest = entries[0].members[0].request.lane.forecast, max([entry.tokens for entry in entries])
-        base_s, all_s = forecast.through(0, longest), forecast.through(len(entries), longest)
-        if crowded:
-            return entries if all_s <= TURN_S else ()
-        item_s = (all_s - base_s) / len(entries)
-        most = int((self._limits.batch_s - base_s) / item_s) if item_s > 0 else len(entries)
-        return entries[: max(most, 1)]
 
     def _predicted(self, flight: Flight, stage: int, items: int) -> float:
         """Seconds of its next run."""

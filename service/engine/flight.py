@@ -58,12 +58,27 @@ class Flight:
 _URGENCY = attrgetter("moment", "order")
 
 
-def is_for_full_depth(entries: Sequence[Entry]) -> bool:
-    """Whether nobody in a batch may leave before the last exit, and the student can be run so as one.
+def as_one(entries: Sequence[Entry], *, longest_s: float, turn_s: float | None) -> Sequence[Entry]:
+    """How many of a batch, its leader first, are run through all stages at once: as many as one run may take.
 
     Args:
-        entries: of one queue for the first stage.
+        entries: of one queue.
+        longest_s: predicted seconds of one run, at most; only a single item may exceed it.
+        turn_s: while others wait, the seconds of a turn: all of the batch or nobody, all if that takes no longer.
+    Returns: none where somebody may leave before the last exit, for a later stage, or where the student cannot.
     """
+    if not _is_for_full_depth(entries):
+        return ()
+    forecast, longest = entries[0].members[0].request.lane.forecast, max([entry.tokens for entry in entries])
+    base_s, all_s = forecast.through(0, longest), forecast.through(len(entries), longest)
+    if turn_s is not None:
+        return entries if all_s <= turn_s else ()
+    item_s = (all_s - base_s) / len(entries)
+    most = int((longest_s - base_s) / item_s) if item_s > 0 else len(entries)
+    return entries[: max(most, 1)]
+
+
+def _is_for_full_depth(entries: Sequence[Entry]) -> bool:
     first = entries[0]
     if not isinstance(first, Item) or first.request.student.full_depth is None or not first.request.policy.is_off:
         return False
