@@ -320,11 +320,11 @@ class Engine:
         line, entries = batch.line, batch.entries
         assert isinstance(line, StageQueue)
         together = as_one(entries, longest_s=self._limits.batch_s, turn_s=TURN_S if crowded else None)
-        whole, entries = bool(together), together or entries
+        entries = together or entries
         for entry in entries:
             line.left(entry)
-        job, items = job_of(entries, whole=whole)
-        flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now, whole=whole)
+        job, items = job_of(entries, whole=bool(together))
+        flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now)
         self._ledger.start(items, line)
         if line.stage == 0:
             for item in items:

@@ -27,7 +27,6 @@ class Flight:
         heard: the moment of its start or last report.
         back: items that it handed back.
         on_slot: whether a slot has it.
-        whole: whether all stages are run as one.
         longest: tokens of the longest item.
     """
 
@@ -38,7 +37,6 @@ class Flight:
     heard: float
     back: set[Item] = field(default_factory=set)
     on_slot: bool = False
-    whole: bool = False
     longest: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -48,6 +46,11 @@ class Flight:
     def student(self) -> ServedStudent:
         """Whose."""
         return self.items[0].request.student
+
+    @property
+    def whole(self) -> bool:
+        """Whether all stages are run as one."""
+        return self.job.runner is self.student.full_depth
 
     @property
     def lane(self) -> StudentLane:
