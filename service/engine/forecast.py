@@ -73,13 +73,14 @@ class Forecast:
         return self.outlooks[stage].run.seconds(items, longest)
 
     def through(self, items: int, longest: int) -> float:
-        """Predicted seconds of one run of all stages as one, or not much less."""
+        """Predicted seconds of one run of all stages as one, a little high: what the engine adds counts once a stage."""
         return sum([outlook.run.seconds(items, longest) for outlook in self.outlooks])
 
     def ran_through(self, *, items: int, longest: int, seconds: float) -> None:
         """All stages ran as one: each took its share, as far as was predicted, and everyone went on to the last."""
         parts = [outlook.run.seconds(items, longest) - RUN_S for outlook in self.outlooks]
-        last, whole_s = len(parts) - 1, sum(parts)
+        # a fit may find that runs cost nothing
+        last, whole_s = len(parts) - 1, max(sum(parts), 1e-9)
         for stage, part_s in enumerate(parts):
             stayed = items if stage < last else 0
             self.ran(stage, items=items, longest=longest, stayed=stayed, seconds=seconds * part_s / whole_s)

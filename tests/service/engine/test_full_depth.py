@@ -109,3 +109,9 @@ def test_what_it_takes_is_shared_among_the_stages():
     assert forecast.survive == known.survive
     # one run, not two
     assert forecast.token_s < known.token_s
+
+
+def test_stages_that_seemed_to_cost_nothing():
+    forecast = Forecast((StageCost(0.0, 0.0),) * 2, stages=2)
+    forecast.ran_through(items=8, longest=16, seconds=1e-3)
+    assert forecast.through(8, 16) == pytest.approx(2 * RUN_S)
