@@ -73,7 +73,7 @@ class Forecast:
         return self.outlooks[stage].run.seconds(items, longest)
 
     def through(self, items: int, longest: int) -> float:
-        """Predicted seconds of one run of all stages as one, a little high: what the engine adds counts once a stage."""
+        """Predicted seconds of one run of all stages as one; a little high, as what the engine adds counts for each."""
         return sum([outlook.run.seconds(items, longest) for outlook in self.outlooks])
 
     def ran_through(self, *, items: int, longest: int, seconds: float) -> None:
