@@ -30,6 +30,8 @@ def _inputs(value: Any) -> tuple[Text, ...]:
         raise _wrong("must be a text, a list of texts, or a list of pairs of texts")
     if not value:
         raise _wrong("must hold at least one input")
+    if set(map(type, value)) == {str}:
+        return tuple(value)
     check = _text if isinstance(value[0], str) else _pair
     return tuple(check(item, index) for index, item in enumerate(value))
 

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from service.api.access import Access
-from service.api.answers import Answered
+from service.api.answers import Answered, answered
 from service.api.call import Call as Call
 from service.api.call import call_of as call_of
 from service.api.charging import Bill, allow, charge, charge_expected
@@ -34,6 +35,7 @@ from service.metrics import Metrics
 from service.runtime.encode import Encoded, Text, Truncate
 from service.runtime.heads import ExitPolicy
 from service.runtime.joined import Unit
+from service.runtime.student import Outcome
 from service.settings import Settings
 from service.store.store import Store
 
@@ -41,6 +43,8 @@ from service.store.store import Store
 LAST_WORDS_S = 1.0
 # a silent slot is given up after so long, and after so many times the longest run that is planned
 STALLED_S, STALLED_RUNS = 60.0, 10
+
+_OUTCOME: Callable[[ItemResult], Outcome | ServiceError] = attrgetter("outcome")
 
 E = TypeVar("E")
 
@@ -322,7 +326,7 @@ class Service:
         """What came of a request, whose items ended so."""
         if not self.access.open:
             charge(self.access, underway.bill, zip(underway.good, ran, strict=True))
-        items = _answered(underway.encoded, ran)
+        items = _answered(underway, ran)
         return inference_of(items, ran, policy=underway.bill.policy, tokenize_s=underway.tokenize_s)
 
     def _allow(self, bill: Bill) -> None:
@@ -344,14 +348,13 @@ def _limits(settings: Settings) -> EngineLimits:
     )
 
 
-def _answered(encoded: Sequence[Unit | ServiceError], ran: Sequence[ItemResult]) -> list[Answered]:
-    results = iter(ran)
-    return [
-        Answered(None, item)
-        if isinstance(item, ServiceError)
-        else Answered(item if isinstance(item, Encoded) else None, next(results).outcome)
-        for item in encoded
-    ]
+def _answered(underway: Underway, ran: Sequence[ItemResult]) -> list[Answered]:
+    texts = [item if isinstance(item, Encoded) else None for item in underway.encoded]
+    ends: Iterable[Outcome | ServiceError] = map(_OUTCOME, ran)
+    if len(underway.good) < len(underway.encoded):
+        good = iter(ends)
+        ends = [item if isinstance(item, ServiceError) else next(good) for item in underway.encoded]
+    return [answered(each) for each in zip(texts, ends, strict=True)]
 
 
 def _check_inputs(served: Served, body: Body) -> None:

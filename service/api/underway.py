@@ -1,7 +1,8 @@
 """A request in the engine, and what came of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from service.api.answers import Answered
@@ -10,6 +11,9 @@ from service.engine.item import ItemResult, Request
 from service.errors import ServiceError
 from service.runtime.heads import ExitPolicy
 from service.runtime.joined import Unit
+
+_QUEUE_S: Callable[[ItemResult], float] = attrgetter("queue_s")
+_COMPUTE_S: Callable[[ItemResult], float] = attrgetter("compute_s")
 
 
 class Inference(NamedTuple):
@@ -45,6 +49,6 @@ def inference_of(
     items: Iterable[Answered], *runs: Sequence[ItemResult], policy: ExitPolicy, tokenize_s: float
 ) -> Inference:
     """What came of a request whose items ended so, in one run or several, one after another."""
-    queue_s = sum([max([result.queue_s for result in run], default=0.0) for run in runs])
-    compute_s = sum([max([result.compute_s for result in run], default=0.0) for run in runs])
+    queue_s = sum([max(map(_QUEUE_S, run), default=0.0) for run in runs])
+    compute_s = sum([max(map(_COMPUTE_S, run), default=0.0) for run in runs])
     return Inference(policy, tuple(items), queue_s, compute_s, tokenize_s)

@@ -321,8 +321,7 @@ class Engine:
         assert isinstance(line, StageQueue)
         together = as_one(entries, longest_s=self._limits.batch_s, turn_s=TURN_S if crowded else None)
         entries = together or entries
-        for entry in entries:
-            line.left(entry)
+        line.left(entries)
         job, items = job_of(entries, whole=bool(together))
         flight = Flight(items, job, run_job(job, clock=self._clock), line.stage, now)
         self._ledger.start(items, line)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from service.engine.item import Item, ItemResult, Request
+from service.engine.item import Item, Request, item_result
 from service.engine.observer import Dropped, EngineObserver
 from service.engine.queues import StageQueue
 from service.errors import DeadlineExceeded, RunFailed, ServiceError
@@ -36,7 +36,7 @@ class Ledger:
         lane = request.lane
         self.requests.add(request)
         lane.items += len(request.items)
-        lane.tokens += sum(item.tokens for item in request.items)
+        lane.tokens += sum([item.tokens for item in request.items])
         self.changed[lane.lines[0]] = request
 
     def start(self, items: Sequence[Item], line: StageQueue) -> None:
@@ -64,17 +64,19 @@ class Ledger:
         exits: dict[int, int] = {}
         failures: list[ServiceError] = []
         ended = tokens = answered_tokens = 0
+        end = self._end
         for item, result in zip(items, results, strict=True):
             if item.ended:
                 continue
             ended += 1
             tokens += item.tokens
             if isinstance(result, Outcome):
-                exits[result.exit_index] = exits.get(result.exit_index, 0) + 1
+                exit_index = result.exit_index
+                exits[exit_index] = exits.get(exit_index, 0) + 1
                 answered_tokens += item.tokens
             else:
                 failures.append(result)
-            self._end(item, result, now)
+            end(item, result, now)
         lane.items -= ended
         lane.tokens -= tokens
         lane.running -= ended
@@ -134,7 +136,7 @@ class Ledger:
         item.waits, item.ended = False, True
         if started is None:
             started = now
-        request.results[item.index] = ItemResult(result, started - request.admitted, now - started)
+        request.results[item.index] = item_result((result, started - request.admitted, now - started))
         request.pending -= 1
         if not request.pending:
             self._close(request)

@@ -37,7 +37,7 @@ class EngineLimits:
     patience_s: float = 1.0
     priority_s: float = 1.0
     ripen_s: float = 0.005
-    window_items: int = 256
+    window_items: int = 512
 
     @property
     def inline_limit_s(self) -> float:

@@ -218,9 +218,8 @@ class _View(Generic[E]):
         while len(self.front) < entries and self.looked < len(line):
             seen = line[self.looked : self.looked + entries - len(self.front)]
             self.looked += len(seen)
-            living = [entry for entry in seen if not entry.ended]
-            fresh = [entry for entry in living if entry.deadline > now]
+            fresh = [entry for entry in seen if not entry.ended and entry.deadline > now]
             self.front += fresh
-            if len(fresh) < len(living):
-                self.expired += [entry for entry in living if entry.deadline <= now]
+            if len(fresh) < len(seen):
+                self.expired += [entry for entry in seen if not entry.ended and entry.deadline <= now]
         return bool(self.front)

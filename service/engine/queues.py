@@ -52,14 +52,13 @@ class StageQueue:
             # subtle: two sorted runs, which this sort merges in linear time; of equals those that were here come first
             queue.extend(entries)
             queue.sort(key=_MOMENT)
-        for entry in entries:
-            self.items += entry.items
-            self.tokens += entry.real_tokens
+        self.items += sum([entry.items for entry in entries])
+        self.tokens += sum([entry.real_tokens for entry in entries])
 
-    def left(self, entry: Entry) -> None:
-        """Count an entry out that stopped waiting."""
-        self.items -= entry.items
-        self.tokens -= entry.real_tokens
+    def left(self, entries: Sequence[Entry]) -> None:
+        """Count entries out that stopped waiting."""
+        self.items -= sum([entry.items for entry in entries])
+        self.tokens -= sum([entry.real_tokens for entry in entries])
 
     def ended(self, item: Item) -> None:
         """Count an item out that ended here, by itself or in its group."""

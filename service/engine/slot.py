@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from service.runtime.heads import Doubles, ExitPolicy, Flags, Floats, likeliest
 from service.runtime.joined import JoinedPair, Unit, joined_feeds
 from service.runtime.pipeline import Pass, Stepped
 from service.runtime.plan import Leave, Pipeline, StateExit
-from service.runtime.student import Outcome, state_of
+from service.runtime.student import Outcome, state_of, whole_outcome
 
 
 @dataclass(slots=True)
@@ -176,7 +177,7 @@ def _outcomes(leave: Leave, exit_index: int, raws: Floats, sure: Doubles | None)
         places, probabilities = found.places, found.probabilities
     else:
         places, probabilities = raws.argmax(axis=-1).tolist(), sure.tolist()
-    return [Outcome(exit_index, *each) for each in zip(raws, places, probabilities, strict=True)]
+    return [whole_outcome(each) for each in zip(repeat(exit_index), raws, places, probabilities, strict=False)]
 
 
 Post = Callable[[Report | None, BaseException | None], None]

@@ -7,14 +7,14 @@ truncation there would hide how much was dropped. Both are done here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
 from service.errors import FieldProblem, GraphMismatch, InvalidInput
-from service.runtime.words import words_of
+from service.runtime.words import Words, words_of
 
 Ids = npt.NDArray[np.int64]
 Text = str | tuple[str, str]
@@ -25,9 +25,9 @@ MAX_CHARACTERS = 1 << 18
 TOO_LONG = 'an input is too long and `truncate` is "error"'
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Encoded:
-    """One text, or one joint pair, as ids.
+    """One text, or one joint pair, as ids. Nobody changes one.
 
     Attributes:
         input_ids: int64 [T], special tokens included.
@@ -63,7 +63,7 @@ class Encoded:
         return self.input_ids.tobytes()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class EncodedPair(Encoded):
     """Two texts that are read apart, each with its special tokens: the first one's ids, then the second one's.
 
@@ -121,8 +121,10 @@ class Encoder:
         if self._tokenizer.num_special_tokens_to_add(False) > max_tokens:
             raise GraphMismatch(f"tokenizer: its special tokens alone exceed max_tokens = {max_tokens}")
         self._words = words_of(self._tokenizer)
-        self._no_types = np.zeros(max_tokens, dtype=np.int64)
-        self._no_types.flags.writeable = False
+        no_types = np.zeros(max_tokens, dtype=np.int64)
+        no_types.flags.writeable = False
+        # of each length
+        self._no_types = [no_types[:tokens] for tokens in range(max_tokens + 1)]
 
     def encode(self, texts: Sequence[Text], *, truncate: Truncate = "end") -> list[Encoded]:
         """Turn texts into ids; each result depends on its own text only.
@@ -138,28 +140,33 @@ class Encoder:
             InvalidInput: a string is not Unicode (lone surrogate), or is too long under "error"; names `/inputs/I`.
         """
         cut_start = truncate == "start"
-        encoded = [self._remembered(text, cut_start) for text in texts]
+        encoded = self._remembered(texts, cut_start)
         rest = [place for place, one in enumerate(encoded) if one is None]
         if rest:
             cut = self._cut([texts[place] for place in rest], cut_start=cut_start, places=rest)
             for place, one in zip(rest, cut, strict=True):
                 encoded[place] = one
-        known = [one for one in encoded if one is not None]
+        known = [one for one in encoded if one is not None] if rest else cast("list[Encoded]", encoded)
         if truncate == "error":
             self._refuse_long(known)
         return known
 
-    def _remembered(self, text: Text, cut_start: bool) -> Encoded | None:
-        """A single plain text, of remembered words; None: it is for the tokenizer."""
-        if self._words is None or not isinstance(text, str):
-            return None
-        ids = self._words.ids(text)
-        if ids is None or not len(ids):
-            return None
-        tokens, kept = len(ids), min(len(ids), self.max_tokens)
-        if kept < tokens:
-            ids = self._words.cut(ids, kept, start=cut_start)
-        return Encoded(ids, self._no_types[:kept], tokens, kept)
+    def _remembered(self, texts: Sequence[Text], cut_start: bool) -> list[Encoded | None]:
+        """Plain texts, of remembered words; None: it is for the tokenizer, as all are where there is a pair."""
+        words = self._words
+        if words is None or not all(isinstance(text, str) for text in texts):
+            return [None] * len(texts)
+        return [
+            None if ids is None or not len(ids) else self._of_words(words, ids, cut_start)
+            for ids in words.ids_of(cast("Sequence[str]", texts))
+        ]
+
+    def _of_words(self, words: Words, ids: Ids, cut_start: bool) -> Encoded:
+        tokens = len(ids)
+        if tokens <= self.max_tokens:
+            return Encoded(ids, self._no_types[tokens], tokens, tokens)
+        ids = words.cut(ids, self.max_tokens, start=cut_start)
+        return Encoded(ids, self._no_types[self.max_tokens], tokens, self.max_tokens)
 
     def _cut(self, texts: Sequence[Text], *, cut_start: bool, places: Sequence[int]) -> list[Encoded]:
         """What the tokenizer makes of texts, `places` being theirs in the request."""

@@ -5,6 +5,7 @@ B items, T tokens, C labels, E exits.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ from service.runtime.session import Execution, StageSession, load_sessions
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
 # cosine stays above 0.999); beyond this something is wrong
 BF16_RTOL: Final = 0.05
+# exit policies kept; callers use a few risks, again and again
+MOST_POLICIES: Final = 64
 
 
 class Outcome(NamedTuple):
@@ -39,6 +42,10 @@ class Outcome(NamedTuple):
     raw: Floats
     likeliest: int | None = None
     probability: float | None = None
+
+
+# subtle: what calling the class with all four does, without a frame for each item: every text answered is one
+whole_outcome = partial(tuple.__new__, Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +158,9 @@ class Student:
         known = self._policies.get(exit)
         if known is None:
             known = heads.policy_for(self.manifest, backend=self.backend, precision=self.precision, exit=exit)
-            if isinstance(exit, str):  # of risks there are endlessly many
-                self._policies[exit] = known
+            if len(self._policies) >= MOST_POLICIES:  # of risks there are endlessly many
+                self._policies.clear()
+            self._policies[exit] = known
         return known
 
     def run_stage(

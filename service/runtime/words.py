@@ -5,9 +5,10 @@ beside it; so what stood between two spaces before need not be cut again. What i
 other kinds, are not for here.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,10 @@ from tokenizers import Tokenizer
 
 # what of ASCII is left alone or is white space; "[" may begin a special token that stands in a text
 _PLAIN = re.compile(r"[\t\n\r -Z\\-~]*")
+# between texts that are read as one; "[" is in no plain text
+_MARK = "["
+_BETWEEN = f" {_MARK} "
+_PLAIN_MARKED = re.compile(r"[\t\n\r -~]*")
 _WORDS = {True: re.compile(r"[a-z0-9]+|[^a-z0-9]"), False: re.compile(r"[A-Za-z0-9]+|[^A-Za-z0-9]")}
 _SPECIAL_PROCESSORS = (None, "TemplateProcessing", "BertProcessing")
 # longer ones are hardly words
@@ -28,17 +33,19 @@ MAX_TEXT_CHARACTERS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """How text is read: `split` gives the words and marks of what stands between two spaces, `cut` the ids of one."""
+    """How text is read: `split` gives the words and marks of what stands between two spaces, `cut` the ids of one;
+    `between` are the ids between two texts."""
 
     split: Callable[[str], list[str]]
     cut: Callable[[str], list[int]]
+    between: bytes
 
 
 class _Remembered(dict[str, bytes]):
     """The ids of what stood between two spaces; of what is not in here the older half is asked, or the tokenizer."""
 
     def __init__(self, reading: _Reading, older: Mapping[str, bytes]) -> None:
-        super().__init__()
+        super().__init__({_MARK: reading.between})
         self._reading = reading
         self.older = older
 
@@ -73,8 +80,9 @@ class Words:
         """
         self._before, self._after = map(_raw, around)
         self._around = len(around[0]), len(around[1])
+        self._first = next(iter(around[0]), None)
         self._lowercase = lowercase
-        self._reading = _Reading(_WORDS[lowercase].findall, cut)
+        self._reading = _Reading(_WORDS[lowercase].findall, cut, self._after + self._before)
         # subtle: as they stand in an array, which is made by joining them, without a look at each number
         self._known = _Remembered(self._reading, {})
 
@@ -82,8 +90,31 @@ class Words:
         """The ids of a text, int64 [T], special tokens included; None: it is not plain, or too long for here."""
         if len(text) > MAX_TEXT_CHARACTERS or _PLAIN.fullmatch(text) is None:
             return None
+        return self._ids(text)
+
+    def ids_of(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64] | None]:
+        """`ids` of each, in half the time where they are short, plain and several: they are read as one."""
+        if len(texts) > 1 and self._first is not None:
+            joined = _BETWEEN.join(texts)
+            if self._are_plain(joined, len(texts)):
+                ids = self._ids(joined)
+                begins = np.flatnonzero(ids == self._first).tolist()
+                # subtle: no word is made of special tokens, so that this says where texts begin; should one be, it is
+                # found here
+                if len(begins) == len(texts):
+                    return [ids[begin:end] for begin, end in itertools.pairwise([*begins, len(ids)])]
+        return [self.ids(text) for text in texts]
+
+    def _are_plain(self, joined: str, texts: int) -> bool:
+        return (
+            len(joined) <= MAX_TEXT_CHARACTERS
+            and joined.count(_MARK) == texts - 1
+            and _PLAIN_MARKED.fullmatch(joined) is not None
+        )
+
+    def _ids(self, text: str) -> npt.NDArray[np.int64]:
         known = self._known
-        if len(known) >= MAX_CHUNKS:
+        if len(known) > MAX_CHUNKS:  # and the mark
             known.older = {}
             known = self._known = _Remembered(self._reading, known)
         chunks = (text.lower() if self._lowercase else text).split()

@@ -64,7 +64,7 @@ async def test_clear_gives_up_the_places_of_those_who_left(make_items, queue):
     queue.add(items)
     end(queue, items[1])
     items[0].waits = False
-    queue.left(items[0])
+    queue.left(items[:1])
     assert (queue.items, queue.tokens, moments(queue)) == (2, 8, [1, 2, 3, 4])
     queue.clear(1)
     assert moments(queue) == [2, 3, 4]

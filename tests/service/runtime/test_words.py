@@ -64,6 +64,45 @@ def test_other_text_is_not(text: str) -> None:
     assert all(words is not None and words.ids(text) is None for words in WORDS.values())
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@given(texts=st.lists(st.text(st.sampled_from(string.printable)) | WORDY.map("".join), max_size=6))
+def test_several_texts_at_once_are_what_each_is_alone(kind: str, texts: list[str]) -> None:
+    words = WORDS[kind]
+    assert words is not None
+    alone = [words.ids(text) for text in texts]
+    together = words.ids_of(texts)
+    assert [None if ids is None else ids.tolist() for ids in together] == [
+        None if ids is None else ids.tolist() for ids in alone
+    ]
+
+
+@pytest.mark.parametrize("texts", [["good", "a"], ["", ""], ["good film", "", "x1, under"], ["a " * 1000, "a " * 1000]])
+def test_several_plain_texts_are_read_as_one(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = WORDS["usual"]
+    assert words is not None
+    monkeypatch.delattr(Words, "ids")
+    for text, ids in zip(texts, words.ids_of(texts), strict=True):
+        assert ids is not None
+        assert ids.tolist() == KINDS["usual"].encode(text).ids
+
+
+@pytest.mark.parametrize("odd", ["a [ b", "[", "é", "a\x00", "x" * (1 << 12)])
+def test_a_text_that_is_not_plain_leaves_the_others_as_they_are(odd: str) -> None:
+    words = WORDS["usual"]
+    assert words is not None
+    first, second, third = words.ids_of(["good", odd, "film"])
+    assert first is not None
+    assert third is not None
+    assert (second is None) == (len(odd) < 1 << 12)
+    assert [first.tolist(), third.tolist()] == [KINDS["usual"].encode(text).ids for text in ("good", "film")]
+
+
+def test_a_word_that_is_the_first_special_token_is_told_from_a_beginning() -> None:
+    words = Words(lambda word: [9] if word == "nine" else [1], around=([9], [8]), lowercase=True)
+    found = words.ids_of(["a nine", "nine"])
+    assert [None if ids is None else ids.tolist() for ids in found] == [[9, 1, 9, 8], [9, 9, 8]]
+
+
 def _other(**parts: object) -> Tokenizer:
     tokenizer = _bert()
     for name, part in parts.items():
@@ -107,8 +146,8 @@ def test_words_of_two_halves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     words, cut = _noted(monkeypatch, most=3)
     for text in ("a bb a", "A", "ccc", "dddd", "a", "eeeee", "ffffff", "a", "bb"):
         words.ids(text)
-        assert len(words._known) <= 3
-        assert len(words._known.older) <= 3
+        assert len(words._known) <= 3 + 1
+        assert len(words._known.older) <= 3 + 1
     assert cut == ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "bb"]
 
 
