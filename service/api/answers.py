@@ -4,7 +4,7 @@ Numbers stay numpy float32 where they are many; orjson writes them in their shor
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ class Answered(NamedTuple):
 
 
 # subtle: what calling the class does, without a frame for each item: every text answered is one
-answered = partial(tuple.__new__, Answered)
+answered: Callable[[tuple[Encoded | None, Outcome | ServiceError]], Answered] = partial(tuple.__new__, Answered)
 
 
 class Timing(NamedTuple):

@@ -351,6 +351,7 @@ def _limits(settings: Settings) -> EngineLimits:
 def _answered(underway: Underway, ran: Sequence[ItemResult]) -> list[Answered]:
     texts = [item if isinstance(item, Encoded) else None for item in underway.encoded]
     ends: Iterable[Outcome | ServiceError] = map(_OUTCOME, ran)
+    assert len(ran) == len(underway.good), "each item that was run has ended"
     if len(underway.good) < len(underway.encoded):
         good = iter(ends)
         ends = [item if isinstance(item, ServiceError) else next(good) for item in underway.encoded]

@@ -1,7 +1,7 @@
 """What the engine holds: requests, their items, and what becomes of them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -76,7 +76,7 @@ class ItemResult(NamedTuple):
 
 
 # subtle: what calling the class does, without a frame for each item: every text answered is one
-item_result = partial(tuple.__new__, ItemResult)
+item_result: Callable[[tuple[Outcome | ServiceError, float, float]], ItemResult] = partial(tuple.__new__, ItemResult)
 
 
 @dataclass(slots=True, eq=False)

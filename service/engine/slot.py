@@ -177,7 +177,9 @@ def _outcomes(leave: Leave, exit_index: int, raws: Floats, sure: Doubles | None)
         places, probabilities = found.places, found.probabilities
     else:
         places, probabilities = raws.argmax(axis=-1).tolist(), sure.tolist()
-    return [whole_outcome(each) for each in zip(repeat(exit_index), raws, places, probabilities, strict=False)]
+    return [
+        whole_outcome(each) for each in zip(repeat(exit_index, len(raws)), raws, places, probabilities, strict=True)
+    ]
 
 
 Post = Callable[[Report | None, BaseException | None], None]

@@ -29,6 +29,8 @@ TOO_LONG = 'an input is too long and `truncate` is "error"'
 class Encoded:
     """One text, or one joint pair, as ids. Nobody changes one.
 
+    subtle: not frozen, since then each costs 0.5 us instead of 0.2, and every text is one.
+
     Attributes:
         input_ids: int64 [T], special tokens included.
         token_type_ids: int64 [T], 1 for the second text of a pair.
@@ -152,7 +154,10 @@ class Encoder:
         return known
 
     def _remembered(self, texts: Sequence[Text], cut_start: bool) -> list[Encoded | None]:
-        """Plain texts, of remembered words; None: it is for the tokenizer, as all are where there is a pair."""
+        """Plain texts, of remembered words; None: it is for the tokenizer.
+
+        Requests have texts or pairs: where there is a pair, all are for the tokenizer.
+        """
         words = self._words
         if words is None or not all(isinstance(text, str) for text in texts):
             return [None] * len(texts)

@@ -3,7 +3,7 @@
 B items, T tokens, C labels, E exits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -24,7 +24,7 @@ from service.runtime.session import Execution, StageSession, load_sessions
 # bfloat16 keeps 8 bits of a product: over 6 to 12 layers 0.5 to 1% of an output's length is lost (an embedding's
 # cosine stays above 0.999); beyond this something is wrong
 BF16_RTOL: Final = 0.05
-# exit policies kept; callers use a few risks, again and again
+# exit policies of risks that are kept; callers use a few, again and again
 MOST_POLICIES: Final = 64
 
 
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 # subtle: what calling the class with all four does, without a frame for each item: every text answered is one
-whole_outcome = partial(tuple.__new__, Outcome)
+whole_outcome: Callable[[tuple[int, Floats, int, float]], Outcome] = partial(tuple.__new__, Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,8 @@ class Student:
         self.backend = self._pool.backend
         self.precision = self._pool.precision
         self.pad_id = self.manifest.tokenizer.pad_id
-        self._policies: dict[ExitSetting, ExitPolicy] = {}
+        self._named: dict[ExitSetting, ExitPolicy] = {}
+        self._by_risk: dict[ExitSetting, ExitPolicy] = {}
         separate = self.manifest.apart > 0
         self.encoder = Encoder(
             bundle.tokenizer_path, max_tokens=self.manifest.max_tokens, pad_id=self.pad_id, apart=separate
@@ -155,12 +156,13 @@ class Student:
 
     def policy(self, exit: ExitSetting = "default") -> ExitPolicy:
         """The exit policy for a request's `exit`, certified for this backend and precision."""
-        known = self._policies.get(exit)
+        policies: dict[ExitSetting, ExitPolicy] = self._named if isinstance(exit, str) else self._by_risk
+        known = policies.get(exit)
         if known is None:
             known = heads.policy_for(self.manifest, backend=self.backend, precision=self.precision, exit=exit)
-            if len(self._policies) >= MOST_POLICIES:  # of risks there are endlessly many
-                self._policies.clear()
-            self._policies[exit] = known
+            if len(policies) >= MOST_POLICIES:  # of risks there are endlessly many
+                policies.clear()
+            policies[exit] = known
         return known
 
     def run_stage(

@@ -73,6 +73,16 @@ def test_each_item_may_have_its_policy(student):
     assert [outcome.exit_index for outcome in outcomes] == [1, 0, 1]
 
 
+def test_policies_are_kept_and_risks_bounded(student, monkeypatch):
+    monkeypatch.setattr("service.runtime.student.MOST_POLICIES", 3)
+    named = [student.policy(), student.policy("never")]
+    assert student.policy(0.02) is student.policy(0.02)
+    asked = [student.policy(risk / 100) for risk in range(1, 20)]
+    assert asked == [student.policy(risk / 100) for risk in range(1, 20)]
+    assert len(student._by_risk) <= 3
+    assert all(one is other for one, other in zip(named, [student.policy(), student.policy("never")], strict=True))
+
+
 def test_an_empty_batch(student):
     assert student.run([], student.policy()) == []
 

@@ -1,15 +1,19 @@
 """Remembered words give what the tokenizer gives, for every text that they take."""
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from service.runtime import words as module
-from service.runtime.encode import Encoder
+from service.runtime.encode import Encoded, Encoder, Text
 from service.runtime.words import Words, words_of
 
 VOCABULARY = [
@@ -80,21 +84,47 @@ def test_several_texts_at_once_are_what_each_is_alone(kind: str, texts: list[str
 def test_several_plain_texts_are_read_as_one(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     words = WORDS["usual"]
     assert words is not None
-    monkeypatch.delattr(Words, "ids")
+    read = _reads(monkeypatch)
     for text, ids in zip(texts, words.ids_of(texts), strict=True):
         assert ids is not None
         assert ids.tolist() == KINDS["usual"].encode(text).ids
+    assert len(read) == 1
 
 
-@pytest.mark.parametrize("odd", ["a [ b", "[", "é", "a\x00", "x" * (1 << 12)])
-def test_a_text_that_is_not_plain_leaves_the_others_as_they_are(odd: str) -> None:
-    words = WORDS["usual"]
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is read at once, each time."""
+    read: list[str] = []
+    one = Words._ids
+
+    def note(words: Words, text: str) -> npt.NDArray[np.int64]:
+        read.append(text)
+        return one(words, text)
+
+    monkeypatch.setattr(Words, "_ids", note)
+    return read
+
+
+@pytest.mark.parametrize("odd", ["a [ b", "[", "é", "a\x00", "x" * (1 << 12) + "x"])
+def test_a_text_that_is_not_plain_leaves_the_others_together(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, read = WORDS["usual"], _reads(monkeypatch)
     assert words is not None
     first, second, third = words.ids_of(["good", odd, "film"])
-    assert first is not None
-    assert third is not None
-    assert (second is None) == (len(odd) < 1 << 12)
-    assert [first.tolist(), third.tolist()] == [KINDS["usual"].encode(text).ids for text in ("good", "film")]
+    assert second is None
+    for text, ids in (("good", first), ("film", third)):
+        assert ids is not None
+        assert ids.tolist() == KINDS["usual"].encode(text).ids
+    assert read == ["good [ film"]
+
+
+def test_many_texts_are_read_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, read, texts = WORDS["usual"], _reads(monkeypatch), ["good " * 300] * 5 + ["x " * 2048]
+    assert words is not None
+    found = words.ids_of(texts)
+    assert [None if ids is None else ids.tolist() for ids in found] == [
+        KINDS["usual"].encode(text).ids for text in texts
+    ]
+    assert [text.count("[") for text in read] == [1, 1, 0, 0]
+    assert max(map(len, read)) <= module.MAX_TEXT_CHARACTERS
 
 
 def test_a_word_that_is_the_first_special_token_is_told_from_a_beginning() -> None:
@@ -187,11 +217,27 @@ def test_an_encoder_with_and_without_them(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(_bert().to_str())
     with_words, without = (Encoder(tmp_path / "tokenizer.json", max_tokens=12, pad_id=0) for _ in range(2))
     without._words = None
-    texts = ["good film", "", "é good", ("good", "film"), "good " * 40, "[SEP] x", "un-der"]
-    for truncate in ("end", "start"):
-        for one, other in zip(
-            with_words.encode(texts, truncate=truncate), without.encode(texts, truncate=truncate), strict=True
-        ):
-            assert one.input_ids.tolist() == other.input_ids.tolist()
-            assert one.token_type_ids.tolist() == other.token_type_ids.tolist()
-            assert (one.tokens, one.kept) == (other.tokens, other.kept)
+    plain = ["good film", "", "good " * 40, "un-der"]
+    for texts in (plain, [*plain, "é good", "[SEP] x"], ["good film", ("good", "film")]):
+        for truncate in ("end", "start"):
+            for one, other in zip(
+                with_words.encode(texts, truncate=truncate), without.encode(texts, truncate=truncate), strict=True
+            ):
+                assert one.input_ids.tolist() == other.input_ids.tolist()
+                assert one.token_type_ids.tolist() == other.token_type_ids.tolist()
+                assert (one.tokens, one.kept) == (other.tokens, other.kept)
+
+
+def test_plain_texts_are_not_for_the_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.json").write_text(_bert().to_str())
+    encoder = Encoder(tmp_path / "tokenizer.json", max_tokens=12, pad_id=0)
+    cut: list[object] = []
+    whole = encoder._cut
+
+    def note(texts: Sequence[Text], **more: Any) -> list[Encoded]:
+        cut.extend(texts)
+        return whole(texts, **more)
+
+    monkeypatch.setattr(encoder, "_cut", note)
+    encoder.encode(["good film", "é good", "good " * 40, "[SEP] x"])
+    assert cut == ["é good", "[SEP] x"]
