@@ -16,6 +16,7 @@ from models.distill.embed import EmbedTransfer, distil_embedder, rotation
 from models.errors import RecipeInvalid, TeacherInvalid
 from models.recipe.embed import EmbedRecipe, StaticSettings
 from models.recipe.parts import digest_of
+from models.refresh.arrays import save_array
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
@@ -103,7 +104,7 @@ def make_vectors(run: EmbedRun, teacher: Teacher) -> npt.NDArray[np.float16]:
                 part = list(texts[begin : begin + _CHUNK_TEXTS])
                 vectors[begin : begin + len(part)] = unit_vectors(teacher, part)
                 progress(begin + len(part), len(texts), "")
-        np.save(folder / "vectors.npy", vectors)
+        save_array(folder / "vectors.npy", vectors)
 
     return np.asarray(np.load(run.cache.run("vectors", inputs, make) / "vectors.npy", mmap_mode="r"))
 
@@ -164,8 +165,8 @@ def _save(folder: Path, trained: TrainedEmbedder) -> None:
     state = {name: value.contiguous() for name, value in trained.student.state_dict().items()}
     save_file(state, folder / "student.safetensors")
     (folder / "tokenizer.json").write_bytes(trained.trimmed.tokenizer_json)
-    np.save(folder / "kept_ids.npy", trained.trimmed.kept_ids)
-    np.save(folder / "turned.npy", trained.turned)
+    save_array(folder / "kept_ids.npy", trained.trimmed.kept_ids)
+    save_array(folder / "turned.npy", trained.turned)
     shape = asdict(trained.student.config)
     if isinstance(trained.student, StaticEmbedder):
         shape["architecture"] = "static"

@@ -23,6 +23,7 @@ from models.errors import TeacherInvalid
 from models.evaluate.ranking import Scores
 from models.recipe.bi_encoder import BiEncoderStudent
 from models.recipe.rank import RankRecipe, RankShape, RankStudent, SplitRankerStudent
+from models.refresh.arrays import save_array
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.refresh.training import diverging
@@ -319,7 +320,7 @@ def _save(folder: Path, student: Ranker, trimmed: Trimmed) -> None:
     state = {name: value.contiguous() for name, value in student.state_dict().items()}
     save_file(state, folder / "student.safetensors")
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
-    np.save(folder / "kept_ids.npy", trimmed.kept_ids)
+    save_array(folder / "kept_ids.npy", trimmed.kept_ids)
     (folder / "config.json").write_text(json.dumps(asdict(student.config)), encoding="utf-8")
 
 

@@ -21,6 +21,7 @@ from models.recipe.classify import ClassifyRecipe
 from models.recipe.parts import digest_of
 from models.recipe.student import CascadeSettings, EncoderSettings, NgramSettings, SiameseSettings
 from models.recipe.student import Student as StudentSettings
+from models.refresh.arrays import save_array
 from models.refresh.cache import StepCache
 from models.refresh.progress import Reporter
 from models.students.build import new_student
@@ -273,7 +274,7 @@ def save_trained(folder: Path, student: Student, trimmed: Trimmed) -> None:
     """Write a student and its tokenizer into its step's folder, for `load_trained`."""
     save_student(student, folder)
     (folder / "tokenizer.json").write_bytes(trimmed.tokenizer_json)
-    np.save(folder / "kept_ids.npy", trimmed.kept_ids)
+    save_array(folder / "kept_ids.npy", trimmed.kept_ids)
 
 
 def load_trained(folder: Path) -> Trained:
