@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -349,13 +349,14 @@ def _limits(settings: Settings) -> EngineLimits:
 
 
 def _answered(underway: Underway, ran: Sequence[ItemResult]) -> list[Answered]:
-    texts = [item if isinstance(item, Encoded) else None for item in underway.encoded]
-    ends: Iterable[Outcome | ServiceError] = map(_OUTCOME, ran)
     assert len(ran) == len(underway.good), "each item that was run has ended"
-    if len(underway.good) < len(underway.encoded):
-        good = iter(ends)
-        ends = [item if isinstance(item, ServiceError) else next(good) for item in underway.encoded]
-    return [answered(each) for each in zip(texts, ends, strict=True)]
+    outcomes = map(_OUTCOME, ran)
+    return [
+        answered((None, item))
+        if isinstance(item, ServiceError)
+        else answered((item if isinstance(item, Encoded) else None, next(outcomes)))
+        for item in underway.encoded
+    ]
 
 
 def _check_inputs(served: Served, body: Body) -> None:

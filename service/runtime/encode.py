@@ -163,7 +163,7 @@ class Encoder:
             return [None] * len(texts)
         return [
             None if ids is None or not len(ids) else self._of_words(words, ids, cut_start)
-            for ids in words.ids_of(cast("Sequence[str]", texts))
+            for ids in words.ids(cast("Sequence[str]", texts))
         ]
 
     def _of_words(self, words: Words, ids: Ids, cut_start: bool) -> Encoded:

@@ -42,6 +42,10 @@ WORDY = st.lists(
 )
 
 
+def _alone(words: Words, text: str) -> npt.NDArray[np.int64] | None:
+    return words.ids([text])[0]
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @given(
     text=st.text(st.characters(max_codepoint=0x17F)) | WORDY.map("".join) | st.text(st.sampled_from(string.printable))
@@ -50,7 +54,7 @@ def test_what_is_taken_is_what_the_tokenizer_gives(kind: str, text: str) -> None
     words, tokenizer = WORDS[kind], KINDS[kind]
     assert words is not None
     for _ in range(2):
-        found = words.ids(text)
+        found = _alone(words, text)
         assert found is None or found.tolist() == tokenizer.encode(text).ids
 
 
@@ -58,14 +62,14 @@ def test_what_is_taken_is_what_the_tokenizer_gives(kind: str, text: str) -> None
 def test_plain_text_is_taken(text: str) -> None:
     for kind, words in WORDS.items():
         assert words is not None
-        found = words.ids(text)
+        found = _alone(words, text)
         assert found is not None
         assert found.tolist() == KINDS[kind].encode(text).ids
 
 
 @pytest.mark.parametrize("text", ["é", "good\x00film", "a\x7f", "a\x1cb", "[SEP]", "a [", "’", "x" * (1 << 12) + "x"])
 def test_other_text_is_not(text: str) -> None:
-    assert all(words is not None and words.ids(text) is None for words in WORDS.values())
+    assert all(words is not None and _alone(words, text) is None for words in WORDS.values())
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -73,8 +77,8 @@ def test_other_text_is_not(text: str) -> None:
 def test_several_texts_at_once_are_what_each_is_alone(kind: str, texts: list[str]) -> None:
     words = WORDS[kind]
     assert words is not None
-    alone = [words.ids(text) for text in texts]
-    together = words.ids_of(texts)
+    alone = [_alone(words, text) for text in texts]
+    together = words.ids(texts)
     assert [None if ids is None else ids.tolist() for ids in together] == [
         None if ids is None else ids.tolist() for ids in alone
     ]
@@ -85,7 +89,7 @@ def test_several_plain_texts_are_read_as_one(texts: list[str], monkeypatch: pyte
     words = WORDS["usual"]
     assert words is not None
     read = _reads(monkeypatch)
-    for text, ids in zip(texts, words.ids_of(texts), strict=True):
+    for text, ids in zip(texts, words.ids(texts), strict=True):
         assert ids is not None
         assert ids.tolist() == KINDS["usual"].encode(text).ids
     assert len(read) == 1
@@ -108,7 +112,7 @@ def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_text_that_is_not_plain_leaves_the_others_together(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words, read = WORDS["usual"], _reads(monkeypatch)
     assert words is not None
-    first, second, third = words.ids_of(["good", odd, "film"])
+    first, second, third = words.ids(["good", odd, "film"])
     assert second is None
     for text, ids in (("good", first), ("film", third)):
         assert ids is not None
@@ -119,7 +123,7 @@ def test_a_text_that_is_not_plain_leaves_the_others_together(odd: str, monkeypat
 def test_many_texts_are_read_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     words, read, texts = WORDS["usual"], _reads(monkeypatch), ["good " * 300] * 5 + ["x " * 2048]
     assert words is not None
-    found = words.ids_of(texts)
+    found = words.ids(texts)
     assert [None if ids is None else ids.tolist() for ids in found] == [
         KINDS["usual"].encode(text).ids for text in texts
     ]
@@ -129,7 +133,7 @@ def test_many_texts_are_read_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_word_that_is_the_first_special_token_is_told_from_a_beginning() -> None:
     words = Words(lambda word: [9] if word == "nine" else [1], around=([9], [8]), lowercase=True)
-    found = words.ids_of(["a nine", "nine"])
+    found = words.ids(["a nine", "nine"])
     assert [None if ids is None else ids.tolist() for ids in found] == [[9, 1, 9, 8], [9, 9, 8]]
 
 
@@ -175,7 +179,7 @@ def _noted(monkeypatch: pytest.MonkeyPatch, most: int) -> tuple[Words, list[str]
 def test_words_of_two_halves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     words, cut = _noted(monkeypatch, most=3)
     for text in ("a bb a", "A", "ccc", "dddd", "a", "eeeee", "ffffff", "a", "bb"):
-        words.ids(text)
+        _alone(words, text)
         assert len(words._known) <= 3 + 1
         assert len(words._known.older) <= 3 + 1
     assert cut == ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "bb"]
@@ -184,7 +188,7 @@ def test_words_of_two_halves_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_words_of_text_without_spaces_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     words, cut = _noted(monkeypatch, most=100)
     for _ in range(2):
-        found = words.ids("/".join(["a", "bb"] * 20))
+        found = _alone(words, "/".join(["a", "bb"] * 20))
         assert found is not None
         assert found.tolist() == [9, *([1, 1, 2, 1] * 20)[:-1]]
     assert cut == ["a", "/", "bb"]
@@ -193,7 +197,7 @@ def test_the_words_of_text_without_spaces_are_remembered(monkeypatch: pytest.Mon
 def test_long_words_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     words, cut = _noted(monkeypatch, most=3)
     for _ in range(2):
-        found = words.ids("x" * 30)
+        found = _alone(words, "x" * 30)
         assert found is not None
         assert found.tolist() == [9, 30]
     assert cut == ["x" * 30] * 2
@@ -208,7 +212,7 @@ def test_a_piece_longer_than_a_word_may_be_is_no_word() -> None:
     )
     words = words_of(tokenizer)
     assert words is not None
-    found = words.ids("longest film")
+    found = _alone(words, "longest film")
     assert found is not None
     assert found.tolist() == tokenizer.encode("longest film").ids
 
