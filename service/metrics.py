@@ -148,7 +148,7 @@ class Metrics:
             ("endpoint", "model", "version", "status"),
         )  # fmt: skip
         self.request_seconds = self._histogram(
-            "understudy_request_seconds", "Seconds from a request's first byte to its answer.",
+            "understudy_request_seconds", "Seconds from when a request's headers had come to its answer.",
             ("endpoint", "model"), SECONDS,
         )  # fmt: skip
         self.inflight_requests = self._gauge("understudy_inflight_requests", "Inference requests under way.").labels()

@@ -145,7 +145,7 @@ class Settings(BaseSettings):
             le=1 << 24,
             description="Megabytes that the loaded students may take together; one that would go beyond is refused, "
             "those in service stay.",
-            json_schema_extra={"default_words": "the container's memory limit"},
+            json_schema_extra={"default_words": "what the container's memory limit leaves beside the service"},
         ),
     ] = None
     token_budget: Annotated[

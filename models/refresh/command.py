@@ -57,4 +57,5 @@ def command(
     for receipt in cache.receipts:
         reporter.say(receipt.line())
     verb = "published" if published.new else "already published"
-    sys.stdout.write(f"{verb} {published.name}@{published.version} as {published.name}@{published.alias} in {store}\n")
+    pointed = "" if published.alias is None else f" as {published.name}@{published.alias}"
+    sys.stdout.write(f"{verb} {published.name}@{published.version}{pointed} in {store}\n")

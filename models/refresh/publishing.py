@@ -13,13 +13,13 @@ from models.report.seeds import counted
 from models.teachers.teacher import Teacher
 from service.bundle.load import load_manifest
 from service.bundle.manifest import Manifest
-from service.errors import BundleError
+from service.errors import BundleError, SpaceMismatch
 from service.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was put into the store, and the alias that points at it, if one was asked for.
+    """What was put into the store, and the alias that points at it; None: none was asked for, or it may not move there.
 
     `new` is False where the same was there already.
     """
@@ -44,7 +44,8 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     """Publish, unless the same version is there already, whatever its card and date.
 
     If it is, and `bundle` was made with more seeds than its card tells of, the card is replaced. A version to which
-    `certify` added certificates is another one: its card tells of them too, and stays.
+    `certify` added certificates is another one: its card tells of them too, and stays. An alias that gives embeddings
+    of another space stays where it is, which is said: what was trained is not lost, and what is served still compares.
 
     Raises: BundleError, StoreError: it could not be published, or its card not replaced.
     """
@@ -55,15 +56,33 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     number = max((number for number, manifest in present.items() if same_version(manifest, made)), default=None)
     alias = recipe.publish.alias
     if number is None:
-        return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
+        try:
+            return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
+        except SpaceMismatch:
+            number = store.publish(bundle, name=recipe.name, alias=None)
+            return _unmoved(Published(recipe.name, number, None, new=True), alias, reporter)
     reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
     seeds = put_seeds_on_card(store.root / recipe.name / str(number), bundle)
     if seeds is not None:
         reporter.say(f"publish: {recipe.name}@{number}: its card now tells of {counted(seeds)}")
     entry = store.aliases(recipe.name).aliases.get(alias)
     if entry is None or entry.version != number:
-        store.set_alias(recipe.name, alias, number)
+        try:
+            store.set_alias(recipe.name, alias, number)
+        except SpaceMismatch:
+            return _unmoved(Published(recipe.name, number, None, new=False), alias, reporter)
     return Published(recipe.name, number, alias, new=False)
+
+
+def _unmoved(published: Published, alias: str, reporter: Reporter) -> Published:
+    """Say that an alias stays in its embedding space, and how it is moved."""
+    name, number = published.name, published.version
+    reporter.say(
+        f"publish: {name}@{alias} stays where it is: version {number} is of another embedding space, in which stored "
+        f"embeddings do not compare; once they are made anew: understudy models alias {name}@{number} {alias} "
+        "--allow-new-space"
+    )
+    return published
 
 
 def _present(store: Store, name: str) -> dict[int, Manifest]:

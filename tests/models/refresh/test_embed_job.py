@@ -32,7 +32,6 @@ from models.report.frontier import Comparison, Point
 from models.report.frontier_section import PICTURE, frontier_of
 from models.report.seeds import seeds_told
 from service.bundle.load import Bundle
-from service.errors import SpaceMismatch
 from service.runtime.student import Student
 from service.store.store import Store
 
@@ -322,18 +321,26 @@ def test_more_seeds_of_a_published_version_change_its_card_only(again: Job, tmp_
         assert again.open().manifest == written
 
 
-def test_another_student_reuses_the_teachers_vectors_and_needs_another_alias(again: Job) -> None:
-    """Its space is another one, and an alias never moves from one space to another."""
+def test_another_student_is_of_another_space_and_leaves_the_alias_where_it_is(again: Job) -> None:
+    """An hour of training is not lost for it, what is in service still compares, and how to move it is said."""
     again.rewrite(lambda document: document.update(seed=5))
-    with pytest.raises(SpaceMismatch, match=r"toy-embed@canary: would move from embedding space"):
-        again.run()
-    assert Store(again.store).versions("toy-embed") == [1]
-    again.rewrite(lambda document: document["publish"].update(alias="next"))
-    published, cache, _ = again.run()
-    assert (published.version, published.alias) == (2, "next")
+    published, cache, said = again.run()
     assert "vectors" not in made_now(cache)
+    assert (published.version, published.alias, published.new) == (2, None, True)
+    move = "understudy models alias toy-embed@2 canary --allow-new-space"
+    assert "toy-embed@canary stays where it is: version 2 is of another embedding space" in said
+    assert move in said
+    store = Store(again.store)
+    assert store.aliases("toy-embed").aliases["canary"].version == 1
     first, second = (again.open(version).manifest.space_id for version in (1, 2))
     assert first != second
+    published, _, said = again.run()
+    assert (published.version, published.alias, published.new) == (2, None, False)
+    assert move in said
+    store.set_alias("toy-embed", "canary", 2, allow_new_space=True)
+    published, _, said = again.run()
+    assert (published.version, published.alias, published.new) == (2, "canary", False)
+    assert "another embedding space" not in said
 
 
 def test_what_a_version_says_of_itself_is_of_its_own_recipe(again: Job) -> None:

@@ -36,6 +36,16 @@ def test_check_prints_the_settings_in_effect(
     assert set(printed) == set(Settings.model_fields)
 
 
+def test_check_tells_of_a_variable_that_is_no_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_TOKEN_BUGDET", "1024")
+    serve(check=True)
+    told = capsys.readouterr()
+    assert told.err == "warning: UNDERSTUDY_TOKEN_BUGDET: no such setting\n"
+    assert json.loads(told.out)["token_budget"] == 8192
+
+
 def test_no_such_store(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match=r"store \(UNDERSTUDY_STORE\) = '.*absent': no such directory"):
         serve(store=tmp_path / "absent")
