@@ -14,7 +14,7 @@ SHIPPED = sorted((Path(loadtest.__file__).parent / "scenarios").glob("*.yaml"))
 
 
 def test_the_shipped_scenarios_can_be_played():
-    assert [file.stem for file in SHIPPED] == ["burst", "mixed", "overload", "steady"]
+    assert [file.stem for file in SHIPPED] == ["burst", "highest", "mixed", "overload", "steady"]
     for file in SHIPPED:
         scenario = read_scenario(file)
         assert scenario.name == file.stem
