@@ -16,11 +16,6 @@ STATM: Final = Path("/proc/self/statm")
 KEPT_BYTES: Final = 128 << 20
 # a larger tensor is mapped and unmapped on its own
 MAPPED_BYTES: Final = 32 << 20
-# what the largest batches of the shipped students took beyond the students themselves, at most
-RESERVED_BYTES: Final = 96 << 20
-# of what the students may take, the share that may be reserved
-RESERVED_SHARE: Final = 8
-_PIECE_BYTES: Final = 8 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
@@ -38,18 +33,6 @@ def trim() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
-
-
-class _Heap:
-    """What this process has told its C library; that is the process's own, and so is this."""
-
-    __slots__ = ("kept_bytes",)
-
-    def __init__(self) -> None:
-        self.kept_bytes = 0
-
-
-_HEAP: Final = _Heap()
 
 
 def keep_freed(*, kept_bytes: int = KEPT_BYTES, one_heap: bool = True) -> bool:
@@ -74,31 +57,7 @@ def keep_freed(*, kept_bytes: int = KEPT_BYTES, one_heap: bool = True) -> bool:
     if one_heap:
         wanted[_M_ARENA_MAX] = 1
     taken = [bool(adjust(what, value)) for what, value in wanted.items()]
-    _HEAP.kept_bytes = kept_bytes if one_heap and all(taken) else 0
     return all(taken)
-
-
-def reserve(reserved_bytes: int = RESERVED_BYTES) -> bool:
-    """Take memory from the system, touch it, and leave it to the C library as if it had been freed.
-
-    The working memory of runs is there at once then: no page fault in the first large batches, and a process whose
-    memory is as large at the start as it will be. `trim` gives it back.
-
-    Returns: whether that was done; not where freed memory would not be kept, in one heap.
-    """
-    if reserved_bytes > _HEAP.kept_bytes:
-        return False
-    library = ctypes.CDLL(None)
-    library.malloc.restype = ctypes.c_void_p
-    library.free.argtypes = [ctypes.c_void_p]
-    # subtle: in pieces, each below what is mapped on its own; freed together they become the top of the heap
-    pieces = [library.malloc(_PIECE_BYTES) for _ in range(reserved_bytes // _PIECE_BYTES)]
-    for piece in pieces:
-        if piece:
-            ctypes.memset(piece, 0, _PIECE_BYTES)
-    for piece in reversed(pieces):
-        library.free(piece)
-    return all(pieces)
 
 
 class Ledger:
@@ -118,7 +77,6 @@ class Ledger:
         self._resident = resident
         self._held: dict[int, int] = {}
         self._ended = False
-        self._trimmed = True
 
     def __repr__(self) -> str:
         return f"Ledger(held={self.held_bytes} bytes by {len(self._held)}, limit={self.limit_bytes})"
@@ -140,7 +98,6 @@ class Ledger:
             MemoryFull: all together would hold more than the limit; the object, if made, is gone again.
         """
         self._check(name, least_bytes)
-        self._trimmed = True
         trim()
         before = self._resident()
         made = make()
@@ -152,14 +109,10 @@ class Ledger:
         return made, took
 
     def tidy(self) -> None:
-        """After something ended, give its memory back to the system; then take anew what is reserved for runs."""
+        """After something ended, give its memory back to the system."""
         if self._ended:
-            self._ended, self._trimmed = False, True
+            self._ended = False
             trim()
-        if self._trimmed:
-            self._trimmed = False
-            limit = RESERVED_BYTES if self.limit_bytes is None else self.limit_bytes // RESERVED_SHARE
-            reserve(min(RESERVED_BYTES, limit))
 
     def _check(self, name: str, more_bytes: int) -> None:
         held = self.held_bytes
