@@ -6,7 +6,8 @@ OfflineError              status 2 unless said otherwise
 ├─ DataLeak               held-out rows occur among training rows above the allowed share
 ├─ TeacherInvalid         a teacher that does not load, gives NaN, or another number of labels
 ├─ ParityFailed           an exported graph does not compute what torch computes
-└─ GateFailed             status 3: a gate failed and nothing was published
+├─ GateFailed             status 3: a gate failed and nothing was published
+└─ AliasKept              status 4: a version was published, and its alias stays where it is
 """
 
 
@@ -40,3 +41,9 @@ class GateFailed(OfflineError):
     """A gate of the recipe was not met; nothing was published."""
 
     exit_status = 3
+
+
+class AliasKept(OfflineError):
+    """A version was published, but the recipe's alias stays: its embeddings are of another space."""
+
+    exit_status = 4

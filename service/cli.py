@@ -236,7 +236,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Args:
         arguments: without the program's name.
-    Returns: the exit status (0 done, 1 an SLA was missed, 2 the user can mend it, 3 a gate failed, 130 interrupted).
+    Returns: the exit status (0 done, 1 an SLA was missed, 2 the user can mend it, 3 a gate failed, 4 an alias stays
+        where it is, 130 interrupted).
     Raises: Exception: a bug, as it is.
     """
     command = typer.main.get_command(app)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from safetensors import SafetensorError
 
-from models.errors import OfflineError
+from models.errors import AliasKept, OfflineError
 from models.recipe.read import read_recipe
 from models.refresh.cache import StepCache, sole_user
 from models.refresh.jobs import check, refresh
@@ -50,12 +50,18 @@ def command(
     except KeyboardInterrupt:
         reporter.say("interrupted; --resume continues at the last checkpoint")
         raise
+    except AliasKept:
+        _tell_costs(cache, reporter)
+        raise
     except (OSError, SafetensorError) as error:
         # safetensors turns a full disk into an error of its own
         where, why = getattr(error, "filename", None) or runs, getattr(error, "strerror", None) or error
         raise WorkFailed(f"{where}: {why}") from error
+    _tell_costs(cache, reporter)
+    verb = "published" if published.new else "already published"
+    sys.stdout.write(f"{verb} {published.name}@{published.version} as {published.name}@{published.alias} in {store}\n")
+
+
+def _tell_costs(cache: StepCache, reporter: Reporter) -> None:
     for receipt in cache.receipts:
         reporter.say(receipt.line())
-    verb = "published" if published.new else "already published"
-    pointed = "" if published.alias is None else f" as {published.name}@{published.alias}"
-    sys.stdout.write(f"{verb} {published.name}@{published.version}{pointed} in {store}\n")

@@ -1,10 +1,13 @@
 """What ends every refresh, whatever its task: where the version comes from, and putting it into the store."""
 
 import contextlib
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from models.errors import AliasKept
 from models.recipe.parts import Recipe
 from models.refresh.progress import Reporter
 from models.refresh.same_version import has_additions, same_version
@@ -19,7 +22,7 @@ from service.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was put into the store, and the alias that points at it; None: none was asked for, or it may not move there.
+    """What was put into the store, and the alias that points at it, if one was asked for.
 
     `new` is False where the same was there already.
     """
@@ -44,10 +47,11 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     """Publish, unless the same version is there already, whatever its card and date.
 
     If it is, and `bundle` was made with more seeds than its card tells of, the card is replaced. A version to which
-    `certify` added certificates is another one: its card tells of them too, and stays. An alias that gives embeddings
-    of another space stays where it is, which is said: what was trained is not lost, and what is served still compares.
+    `certify` added certificates is another one: its card tells of them too, and stays.
 
-    Raises: BundleError, StoreError: it could not be published, or its card not replaced.
+    Raises:
+        AliasKept: it is published, or was, and the alias stays in its embedding space; says how to move it.
+        BundleError, StoreError: it could not be published, the alias not moved, or its card not replaced.
     """
     made, present = load_manifest(bundle), _present(store, recipe.name)
     for certified in (number for number, manifest in present.items() if has_additions(manifest, made)):
@@ -58,9 +62,10 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     if number is None:
         try:
             return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
-        except SpaceMismatch:
+        except SpaceMismatch as error:
+            kept = _kept(store, recipe.name, alias, present, error)
             number = store.publish(bundle, name=recipe.name, alias=None)
-            return _unmoved(Published(recipe.name, number, None, new=True), alias, reporter)
+            raise _alias_kept(store, recipe.name, number, alias, kept) from None
     reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
     seeds = put_seeds_on_card(store.root / recipe.name / str(number), bundle)
     if seeds is not None:
@@ -69,20 +74,26 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     if entry is None or entry.version != number:
         try:
             store.set_alias(recipe.name, alias, number)
-        except SpaceMismatch:
-            return _unmoved(Published(recipe.name, number, None, new=False), alias, reporter)
+        except SpaceMismatch as error:
+            kept = _kept(store, recipe.name, alias, present, error)
+            raise _alias_kept(store, recipe.name, number, alias, kept) from None
     return Published(recipe.name, number, alias, new=False)
 
 
-def _unmoved(published: Published, alias: str, reporter: Reporter) -> Published:
-    """Say that an alias stays in its embedding space, and how it is moved."""
-    name, number = published.name, published.version
-    reporter.say(
-        f"publish: {name}@{alias} stays where it is: version {number} is of another embedding space, in which stored "
-        f"embeddings do not compare; once they are made anew: understudy models alias {name}@{number} {alias} "
-        "--allow-new-space"
+def _kept(store: Store, name: str, alias: str, present: Mapping[int, Manifest], error: SpaceMismatch) -> int:
+    """The version at which an alias stays. Raises: the error: that version cannot be read."""
+    stays = store.aliases(name).aliases[alias].version
+    if stays not in present:
+        raise error
+    return stays
+
+
+def _alias_kept(store: Store, name: str, number: int, alias: str, kept: int) -> AliasKept:
+    move = f"understudy models alias {name}@{number} {alias} --allow-new-space --store {shlex.quote(str(store.root))}"
+    return AliasKept(
+        f"{name}@{number} is published, but {name}@{alias} stays at version {kept}: the new embeddings are of another "
+        f"space, in which stored ones do not compare; once those are made anew: {move}"
     )
-    return published
 
 
 def _present(store: Store, name: str) -> dict[int, Manifest]:

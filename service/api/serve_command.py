@@ -65,10 +65,10 @@ def serve(
     """
     settings = load_settings(**options)
     if check:
-        if settings.api_keys is not None:
-            read_keys(settings.api_keys)
         for variable in unknown_variables(os.environ):
             typer.echo(f"warning: {variable}: no such setting", err=True)
+        if settings.api_keys is not None:
+            read_keys(settings.api_keys)
         typer.echo(orjson.dumps(shown(settings), option=orjson.OPT_INDENT_2).decode())
         return
     if not settings.store.is_dir():

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from models.errors import DataInvalid, GateFailed, OfflineError, RecipeInvalid, TeacherInvalid
+from models.errors import AliasKept, DataInvalid, GateFailed, OfflineError, RecipeInvalid, TeacherInvalid
 from models.evaluate.embedding import vectors_of
 from models.recipe.embed import EmbedRecipe
 from models.recipe.read import read_recipe
@@ -32,6 +33,7 @@ from models.report.frontier import Comparison, Point
 from models.report.frontier_section import PICTURE, frontier_of
 from models.report.seeds import seeds_told
 from service.bundle.load import Bundle
+from service.errors import SpaceMismatch
 from service.runtime.student import Student
 from service.store.store import Store
 
@@ -324,23 +326,34 @@ def test_more_seeds_of_a_published_version_change_its_card_only(again: Job, tmp_
 def test_another_student_is_of_another_space_and_leaves_the_alias_where_it_is(again: Job) -> None:
     """An hour of training is not lost for it, what is in service still compares, and how to move it is said."""
     again.rewrite(lambda document: document.update(seed=5))
-    published, cache, said = again.run()
-    assert "vectors" not in made_now(cache)
-    assert (published.version, published.alias, published.new) == (2, None, True)
-    move = "understudy models alias toy-embed@2 canary --allow-new-space"
-    assert "toy-embed@canary stays where it is: version 2 is of another embedding space" in said
-    assert move in said
+    move = f"understudy models alias toy-embed@2 canary --allow-new-space --store {again.store}"
+    for _ in range(2):
+        with pytest.raises(AliasKept) as kept:
+            again.run()
+        assert str(kept.value).startswith("toy-embed@2 is published, but toy-embed@canary stays at version 1")
+        assert str(kept.value).endswith(move)
     store = Store(again.store)
+    assert store.versions("toy-embed") == [1, 2]
     assert store.aliases("toy-embed").aliases["canary"].version == 1
+    done = understudy(again)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.splitlines()[-1] == f"understudy: {kept.value}"
+    assert "embedder: " in done.stderr, "what each step cost is told all the same"
+    moved = subprocess.run([sys.executable, "-m", "service.cli", *shlex.split(move)[1:]], check=True, env=quiet())
+    assert moved.returncode == 0
+    published, cache, _ = again.run()
+    assert (published.version, published.alias, published.new) == (2, "canary", False)
+    assert "vectors" not in made_now(cache)
     first, second = (again.open(version).manifest.space_id for version in (1, 2))
     assert first != second
-    published, _, said = again.run()
-    assert (published.version, published.alias, published.new) == (2, None, False)
-    assert move in said
-    store.set_alias("toy-embed", "canary", 2, allow_new_space=True)
-    published, _, said = again.run()
-    assert (published.version, published.alias, published.new) == (2, "canary", False)
-    assert "another embedding space" not in said
+
+
+def test_an_alias_whose_version_cannot_be_read_is_told_of_as_such(again: Job) -> None:
+    (again.store / "toy-embed" / "1" / "manifest.json").write_text("{")
+    again.rewrite(lambda document: document.update(seed=5))
+    with pytest.raises(SpaceMismatch, match="from embedding space 'unreadable, version 1'"):
+        again.run()
+    assert Store(again.store).versions("toy-embed") == [1]
 
 
 def test_what_a_version_says_of_itself_is_of_its_own_recipe(again: Job) -> None:
