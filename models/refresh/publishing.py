@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,33 +58,25 @@ def publish(recipe: Recipe, bundle: Path, store: Store, reporter: Reporter) -> P
     # of several that differ in their date only, the newest: an alias need not move back
     number = max((number for number, manifest in present.items() if same_version(manifest, made)), default=None)
     alias = recipe.publish.alias
-    if number is None:
-        try:
+    if number is not None:
+        reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
+        seeds = put_seeds_on_card(store.root / recipe.name / str(number), bundle)
+        if seeds is not None:
+            reporter.say(f"publish: {recipe.name}@{number}: its card now tells of {counted(seeds)}")
+    try:
+        if number is None:
             return Published(recipe.name, store.publish(bundle, name=recipe.name, alias=alias), alias, new=True)
-        except SpaceMismatch as error:
-            kept = _kept(store, recipe.name, alias, present, error)
-            number = store.publish(bundle, name=recipe.name, alias=None)
-            raise _alias_kept(store, recipe.name, number, alias, kept) from None
-    reporter.say(f"publish: {recipe.name}@{number} has these bytes already")
-    seeds = put_seeds_on_card(store.root / recipe.name / str(number), bundle)
-    if seeds is not None:
-        reporter.say(f"publish: {recipe.name}@{number}: its card now tells of {counted(seeds)}")
-    entry = store.aliases(recipe.name).aliases.get(alias)
-    if entry is None or entry.version != number:
-        try:
+        entry = store.aliases(recipe.name).aliases.get(alias)
+        if entry is None or entry.version != number:
             store.set_alias(recipe.name, alias, number)
-        except SpaceMismatch as error:
-            kept = _kept(store, recipe.name, alias, present, error)
-            raise _alias_kept(store, recipe.name, number, alias, kept) from None
+    except SpaceMismatch:
+        kept = store.aliases(recipe.name).aliases[alias].version
+        if kept not in present:
+            raise  # the version it points at cannot be read, which the error says
+        if number is None:
+            number = store.publish(bundle, name=recipe.name, alias=None)
+        raise _alias_kept(store, recipe.name, number, alias, kept) from None
     return Published(recipe.name, number, alias, new=False)
-
-
-def _kept(store: Store, name: str, alias: str, present: Mapping[int, Manifest], error: SpaceMismatch) -> int:
-    """The version at which an alias stays. Raises: the error: that version cannot be read."""
-    stays = store.aliases(name).aliases[alias].version
-    if stays not in present:
-        raise error
-    return stays
 
 
 def _alias_kept(store: Store, name: str, number: int, alias: str, kept: int) -> AliasKept:

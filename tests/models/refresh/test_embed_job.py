@@ -339,8 +339,7 @@ def test_another_student_is_of_another_space_and_leaves_the_alias_where_it_is(ag
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.splitlines()[-1] == f"understudy: {kept.value}"
     assert "embedder: " in done.stderr, "what each step cost is told all the same"
-    moved = subprocess.run([sys.executable, "-m", "service.cli", *shlex.split(move)[1:]], check=True, env=quiet())
-    assert moved.returncode == 0
+    subprocess.run([sys.executable, "-m", "service.cli", *shlex.split(move)[1:]], check=True, env=quiet())
     published, cache, _ = again.run()
     assert (published.version, published.alias, published.new) == (2, "canary", False)
     assert "vectors" not in made_now(cache)
